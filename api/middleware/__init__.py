@@ -1,0 +1,1 @@
+"""Pure ASGI middleware: no `BaseHTTPMiddleware`, which hides disconnects and buffers streams."""

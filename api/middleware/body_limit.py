@@ -1,0 +1,66 @@
+"""No body larger than we are ready to hold."""
+
+from collections.abc import Callable
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.errors import error_response
+from domain.errors import TooLarge
+
+
+class BodyLimitMiddleware:
+    """Refuses by Content-Length before a byte is read, and counts what comes without one.
+
+    Args:
+        limit_for: the largest body, in bytes, for a path.
+    """
+
+    def __init__(self, app: ASGIApp, limit_for: Callable[[str], int]) -> None:
+        self._app = app
+        self._limit_for = limit_for
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hand on a `receive` that stops at the limit."""
+        if scope["type"] != "http" or scope["method"] in ("GET", "HEAD"):
+            await self._app(scope, receive, send)
+            return
+        limit = self._limit_for(scope["path"])
+        declared = next((value for name, value in scope["headers"] if name == b"content-length"), None)
+        if declared is not None and (not declared.isdigit() or int(declared[:20]) > limit):
+            await self._refuse(scope, receive, send, limit)
+            return
+        received, answered, over = 0, False, False
+
+        async def receive_counting() -> Message:
+            nonlocal received, over
+            if over:
+                return {"type": "http.disconnect"}
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > limit:
+                # Raising here would surface as a 500: end the body as if the client had left, and answer ourselves.
+                over = True
+                return {"type": "http.disconnect"}
+            return message
+
+        async def send_unless_over(message: Message) -> None:
+            nonlocal answered
+            if not over:
+                answered = True
+                await send(message)
+
+        try:
+            await self._app(scope, receive_counting, send_unless_over)
+        except Exception:
+            if not over:
+                raise
+        if over and not answered:
+            await self._refuse(scope, receive, send, limit)
+
+    @staticmethod
+    async def _refuse(scope: Scope, receive: Receive, send: Send, limit: int) -> None:
+        error = TooLarge(f"The body is larger than {limit / 1_000_000:g} MB.", code="body_too_large")
+        path: str = scope["path"]
+        response = error_response(error, openai=path.startswith("/v1/"))
+        response.headers["connection"] = "close"  # the rest of the body is not worth reading
+        await response(scope, receive, send)

@@ -1,0 +1,1 @@
+"""The native routes: one noun, one file. Each translates and delegates; none decides."""

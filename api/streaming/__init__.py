@@ -1,0 +1,1 @@
+"""Pure renderers (envelope in, bytes out) and the response that carries them."""

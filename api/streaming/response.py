@@ -1,0 +1,85 @@
+"""The response that carries a stream, and the watch on a client that may leave."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import aclosing, suppress
+from typing import TypeVar
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from domain.errors import RouteurError
+
+T = TypeVar("T")
+
+_HEADERS = {
+    "content-type": "text/event-stream; charset=utf-8",
+    "cache-control": "no-cache",
+    "x-accel-buffering": "no",  # nginx would hold tokens back
+}
+
+
+class ClientLeft(RouteurError):
+    """The client closed the connection; nobody will read the answer."""
+
+
+class EventStreamResponse(Response):
+    """Sends what `chunks` yields as it comes.
+
+    When the client leaves, `chunks` is closed at once, also while it waits: whatever it holds (a run, a provider's
+    connection) ends with it. A slow client makes `send` wait, and `chunks` is simply not asked for more.
+    """
+
+    def __init__(self, chunks: AsyncGenerator[bytes], headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(headers={**_HEADERS, **(headers or {})})
+        del self.headers["content-length"]
+        self._chunks = chunks
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Stream until the end or until the client leaves."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        with suppress(ClientLeft):
+            await while_connected(receive, self._send_all(send))
+
+    async def _send_all(self, send: Send) -> None:
+        async with aclosing(self._chunks) as chunks:
+            async for chunk in chunks:
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def while_connected(receive: Receive, work: Awaitable[T]) -> T:
+    """The result of `work`, which is cancelled as soon as the client disconnects.
+
+    Call it only when the request's body has been read: the next message is then the disconnect.
+
+    Raises:
+        ClientLeft: the client went away first.
+    """
+    this = asyncio.current_task()
+    if this is None:  # pragma: no cover - a coroutine always runs in a task
+        raise RuntimeError("not in a task")
+    left = False
+
+    def leave(watcher: asyncio.Task[None]) -> None:
+        nonlocal left
+        if not watcher.cancelled():
+            left = True
+            this.cancel()
+
+    watcher = asyncio.create_task(_disconnect(receive))
+    watcher.add_done_callback(leave)
+    try:
+        return await work
+    except asyncio.CancelledError:
+        if left and this.uncancel() == 0:
+            raise ClientLeft("The client left.") from None
+        raise
+    finally:
+        watcher.remove_done_callback(leave)
+        watcher.cancel()
+
+
+async def _disconnect(receive: Callable[[], Awaitable[Mapping[str, object]]]) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

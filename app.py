@@ -1,0 +1,102 @@
+"""The front door: `create_app(settings)` builds the ASGI application, `app` is one built from the environment."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from api.errors import install_error_handlers
+from api.middleware.access_log import AccessLogMiddleware
+from api.middleware.body_limit import BodyLimitMiddleware
+from api.middleware.request_id import RequestIdMiddleware
+from api.middleware.security_headers import SecurityHeadersMiddleware
+from api.middleware.unexpected import UnexpectedErrorMiddleware
+from api.openapi import install_openapi
+from api.routes import agents, auth, completion, health, models, users
+from config.settings import Settings, load_settings
+from core.metrics import Metrics
+from services.container import open_services
+
+_DESCRIPTION = """One authenticated door for language models and LangGraph agents.
+
+Get a token from `POST /auth/token`, then call `POST /completion` or `POST /completion/stream` with
+`Authorization: Bearer <token>`; API keys (`rk_...`) work in its place.
+"""
+_UPLOAD_PATHS = ("/transcription", "/v1/audio/")
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """The application. Its services open with the server and close with it.
+
+    Args:
+        settings: read from the environment and `.env` when None.
+
+    Raises:
+        SettingsError: the settings cannot be used.
+    """
+    settings = settings or load_settings()
+    metrics = Metrics()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with open_services(settings, metrics) as services:
+            await services.users.ensure_admin()
+            app.state.services = services
+            app.state.authenticator = services.auth
+            yield
+
+    app = FastAPI(
+        title="routeur-ia-api",
+        version=version("routeur-ia-api"),
+        description=_DESCRIPTION,
+        license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        lifespan=lifespan,
+        docs_url="/docs",
+        redoc_url=None,
+    )
+    install_error_handlers(app)
+    install_openapi(app)
+    for router in (health.router, auth.router, completion.router, models.router, agents.router, users.router):
+        app.include_router(router)
+    _add_middleware(app, settings, metrics)
+    return app
+
+
+def _add_middleware(app: FastAPI, settings: Settings, metrics: Metrics) -> None:
+    """From the innermost to the outermost."""
+    server = settings.server
+    body, upload = int(server.max_body_mb * 1_000_000), int(server.max_upload_mb * 1_000_000)
+    app.add_middleware(BodyLimitMiddleware, limit_for=lambda path: upload if path.startswith(_UPLOAD_PATHS) else body)
+    if server.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=server.cors_origins,
+            allow_methods=["GET", "POST", "PATCH", "DELETE"],
+            allow_headers=[
+                "authorization",
+                "content-type",
+                "x-api-key",
+                "x-request-id",
+                "x-session-id",
+                "last-event-id",
+                "idempotency-key",
+            ],
+            expose_headers=["x-request-id", "x-model", "x-run-id", "retry-after"],
+        )
+    if server.allowed_hosts:
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(server.allowed_hosts))
+    app.add_middleware(UnexpectedErrorMiddleware)
+    app.add_middleware(SecurityHeadersMiddleware, https_only=settings.production)
+    app.add_middleware(AccessLogMiddleware, metrics=metrics)
+    app.add_middleware(RequestIdMiddleware)
+
+
+def __getattr__(name: str) -> Any:
+    """`app:app`, built when a server asks for it, so that importing this module reads no environment."""
+    if name == "app":
+        return create_app()
+    raise AttributeError(name)

@@ -1,0 +1,1 @@
+"""Settings (what may be changed from outside) and the model catalogue (data, not code)."""

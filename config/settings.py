@@ -1,0 +1,505 @@
+"""Everything that may be changed from outside: grouped, frozen, and silent about secrets.
+
+A field's environment name is its `alias`. `load_settings()` is the only place that reads the environment and `.env`;
+a `Settings(...)` built by hand (tests, embedding) reads nothing. `NAME_FILE` may point to a file that holds the value
+of `NAME`, for Docker and Kubernetes secrets. `.env.example` is generated from here: `routeur settings --example`.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from dotenv import dotenv_values
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+MIN_SECRET_BYTES = 32  # HMAC-SHA256 takes keys as long as its output; a shorter one is the weak end of every token
+
+#: Secrets that stand in tutorials and templates; with one of them anybody is admin.
+KNOWN_SECRETS = frozenset(
+    {
+        "secret",
+        "changeme",
+        "change-me",
+        "your-secret-key",
+        "your-secret-key-here",
+        "supersecretkey",
+        "09d25e094faa6ca2556c818166b7a9563b93f7099f6f0f4caa6cf63b88e8d3e7",  # FastAPI's documentation
+    }
+)
+
+
+class SettingsError(Exception):
+    """The settings cannot be used; the message names each environment variable and what is wrong with it."""
+
+
+def _split_list(value: Any) -> Any:
+    """`a, b` or `["a", "b"]`, as people write lists in environments."""
+    if isinstance(value, str):
+        return (
+            json.loads(value)
+            if value.lstrip().startswith("[")
+            else [part for part in map(str.strip, value.split(",")) if part]
+        )
+    return value
+
+
+def _empty_is_none(value: Any) -> Any:
+    """`NAME=` in an env file means unset."""
+    return None if isinstance(value, str) and not value.strip() else value
+
+
+TextList = Annotated[tuple[str, ...], BeforeValidator(_split_list)]
+OptionalSecret = Annotated[SecretStr | None, BeforeValidator(_empty_is_none)]
+OptionalText = Annotated[str | None, BeforeValidator(_empty_is_none)]
+OptionalBool = Annotated[bool | None, BeforeValidator(_empty_is_none)]
+OptionalPath = Annotated[Path | None, BeforeValidator(_empty_is_none)]
+
+
+class _Group(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, hide_input_in_errors=True)
+
+
+class ServerSettings(_Group):
+    """Where we listen and whom we believe."""
+
+    environment: Literal["development", "production"] = Field(
+        "development", alias="ENVIRONMENT", description="production refuses weak settings and the offline model"
+    )
+    host: str = Field("127.0.0.1", alias="HOST", description="address to listen on; 0.0.0.0 for every interface")
+    port: int = Field(8000, alias="PORT", ge=0, le=65_535, description="0 picks a free one")
+    workers: int = Field(
+        1, alias="WORKERS", ge=1, le=256, description="web processes; more than one needs shared state (PostgreSQL)"
+    )
+    debug: bool = Field(
+        False, alias="DEBUG", description="log level DEBUG and SQL echo; never shows a trace to a caller"
+    )
+    allowed_hosts: TextList = Field(
+        (), alias="ALLOWED_HOSTS", description="Host headers we answer to, comma separated; empty: all"
+    )
+    cors_origins: TextList = Field(
+        (), alias="CORS_ORIGINS", description="browser origins that may call us, comma separated; none by default"
+    )
+    trusted_proxies: TextList = Field(
+        (),
+        alias="TRUSTED_PROXIES",
+        description="addresses or networks whose X-Forwarded-For we believe; none by default",
+    )
+    max_body_mb: float = Field(
+        4, alias="MAX_BODY_MB", gt=0, le=1_024, description="largest JSON body, in MB (a long conversation is under 1)"
+    )
+    max_upload_mb: float = Field(
+        25, alias="MAX_UPLOAD_MB", gt=0, le=4_096, description="largest uploaded file, in MB (OpenAI's own limit is 25)"
+    )
+    heartbeat: float = Field(
+        15,
+        alias="SSE_HEARTBEAT",
+        gt=0,
+        le=300,
+        description="seconds of silence after which a stream sends a comment, under the 30 s of common proxies",
+    )
+    shutdown_grace: float = Field(
+        20, alias="SHUTDOWN_GRACE", ge=0, le=600, description="seconds that open requests get after SIGTERM"
+    )
+
+
+class LogSettings(_Group):
+    """What we tell about ourselves."""
+
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", alias="LOG_LEVEL")
+    format: Literal["json", "text"] = Field(
+        "text", alias="LOG_FORMAT", description="json for machines, text for a terminal"
+    )
+
+
+class StorageSettings(_Group):
+    """Where things are kept."""
+
+    data_dir: Path = Field(Path("data"), alias="DATA_DIR", description="SQLite file, generated secret, uploads")
+    database_url: OptionalSecret = Field(
+        None, alias="DATABASE_URL", description="postgresql://user:password@host/name; unset: SQLite in DATA_DIR"
+    )
+
+    @field_validator("database_url")
+    @classmethod
+    def _known_engine(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not value.get_secret_value().startswith(("sqlite://", "postgresql://", "postgres://")):
+            raise ValueError("must begin with postgresql:// or sqlite://")
+        return value
+
+
+class SecuritySettings(_Group):
+    """How callers prove who they are."""
+
+    secret_key: OptionalSecret = Field(
+        None, alias="SECRET_KEY", description="at least 32 bytes; unset: generated once and kept in DATA_DIR, mode 0600"
+    )
+    jwt_algorithm: Literal["HS256", "RS256", "ES256"] = Field(
+        "HS256", alias="JWT_ALGORITHM", description="HS256 needs SECRET_KEY; RS256 and ES256 need JWT_PRIVATE_KEY_FILE"
+    )
+    jwt_private_key_file: OptionalBool = Annotated[bool | None, BeforeValidator(_empty_is_none)]
+OptionalPath = Field(None, alias="JWT_PRIVATE_KEY_FILE", description="PEM; signs new tokens")
+    jwt_public_key_files: TextList = Field(
+        (),
+        alias="JWT_PUBLIC_KEY_FILES",
+        description="PEM files of former keys that are still believed (rotation), comma separated",
+    )
+    access_token_ttl: int = Field(
+        900, alias="ACCESS_TOKEN_TTL", ge=30, le=86_400, description="seconds; short, because a refresh is cheap"
+    )
+    refresh_token_ttl: int = Field(
+        1_209_600, alias="REFRESH_TOKEN_TTL", ge=60, le=31_536_000, description="seconds; 14 days"
+    )
+    admin_username: str = Field(
+        "admin", alias="ADMIN_USERNAME", min_length=1, max_length=64, description="created when no user exists"
+    )
+    admin_password: OptionalSecret = Field(
+        None, alias="ADMIN_PASSWORD", description="of that first admin; unset: generated and printed once"
+    )
+    login_backoff: float = Field(
+        1.0,
+        alias="LOGIN_BACKOFF",
+        ge=0,
+        le=60,
+        description="seconds after the 5th wrong password, doubled with each further one",
+    )
+    login_backoff_max: float = Field(
+        900, alias="LOGIN_BACKOFF_MAX", ge=0, le=86_400, description="longest wait, in seconds"
+    )
+
+    @field_validator("secret_key")
+    @classmethod
+    def _strong(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is None:
+            return None
+        secret = value.get_secret_value()
+        if secret.lower() in KNOWN_SECRETS:
+            raise ValueError("is a secret that everybody knows; make one with: openssl rand -hex 32")
+        if len(secret.encode()) < MIN_SECRET_BYTES:
+            raise ValueError(f"must be at least {MIN_SECRET_BYTES} bytes; make one with: openssl rand -hex 32")
+        return value
+
+    @model_validator(mode="after")
+    def _key_for_algorithm(self) -> Self:
+        if self.jwt_algorithm != "HS256" and self.jwt_private_key_file is None:
+            raise ValueError(f"JWT_ALGORITHM={self.jwt_algorithm} needs JWT_PRIVATE_KEY_FILE")
+        return self
+
+
+class CompatibleProvider(_Group):
+    """One OpenAI-compatible server: vLLM, llama.cpp, LM Studio, LocalAI, a gateway."""
+
+    base_url: str = Field(pattern=r"^https?://")
+    api_key: SecretStr | None = None
+    default_model: str | None = None
+
+
+class ProviderSettings(_Group):
+    """Who answers. A key or an address makes a provider configured."""
+
+    openai_api_key: OptionalSecret = Field(None, alias="OPENAI_API_KEY")
+    openai_base_url: OptionalText = Field(
+        None, alias="OPENAI_BASE_URL", description="default https://api.openai.com/v1"
+    )
+    mistral_api_key: OptionalSecret = Field(None, alias="MISTRAL_API_KEY")
+    mistral_base_url: OptionalText = Field(
+        None, alias="MISTRAL_BASE_URL", description="default https://api.mistral.ai/v1"
+    )
+    ollama_base_url: OptionalText = Field(
+        None,
+        alias="OLLAMA_BASE_URL",
+        description="for example http://127.0.0.1:11434; unset: looked for on that port in development",
+    )
+    compatible: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,31}$")], CompatibleProvider] = Field(
+        default_factory=dict,
+        alias="COMPATIBLE_PROVIDERS",
+        description='JSON: {"vllm": {"base_url": "http://127.0.0.1:8001/v1", "api_key": "...", "default_model": "..."}}',
+    )
+    default_model: OptionalText = Field(
+        None, alias="DEFAULT_MODEL", description="provider/name; used when neither the caller nor the agent names one"
+    )
+    default_agent: str = Field("simple", alias="DEFAULT_AGENT")
+    model_fallbacks: dict[str, tuple[str, ...]] = Field(
+        default_factory=dict,
+        alias="MODEL_FALLBACKS",
+        description='JSON: {"openai/gpt-4o": ["mistral/mistral-large-latest"]}; used only before the first byte, and named in the answer',
+    )
+    discover_local: OptionalBool = Field(
+        None,
+        alias="DISCOVER_LOCAL",
+        description="look for Ollama, LM Studio, llama.cpp and vLLM on loopback; unset: only in development",
+    )
+    offline_provider: OptionalBool = Field(
+        None, alias="OFFLINE_PROVIDER", description="offer the embedded offline models; unset: only in development"
+    )
+    connect_timeout: float = Field(
+        5,
+        alias="PROVIDER_CONNECT_TIMEOUT",
+        gt=0,
+        le=120,
+        description="seconds until the provider accepts the connection",
+    )
+    first_token_timeout: float = Field(
+        60,
+        alias="PROVIDER_FIRST_TOKEN_TIMEOUT",
+        gt=0,
+        le=3_600,
+        description="seconds until the first byte of the answer (long prompts take long)",
+    )
+    idle_timeout: float = Field(
+        30, alias="PROVIDER_IDLE_TIMEOUT", gt=0, le=3_600, description="seconds between two pieces of a stream"
+    )
+    total_timeout: float = Field(
+        600,
+        alias="PROVIDER_TOTAL_TIMEOUT",
+        gt=0,
+        le=86_400,
+        description="seconds for one whole model call; stops a slow drip",
+    )
+    max_retries: int = Field(
+        2, alias="PROVIDER_MAX_RETRIES", ge=0, le=10, description="tries again only before the first byte, with jitter"
+    )
+    max_connections: int = Field(
+        200, alias="PROVIDER_MAX_CONNECTIONS", ge=1, le=10_000, description="open connections for each provider"
+    )
+
+    @field_validator("compatible", "model_fallbacks", mode="before")
+    @classmethod
+    def _json(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return json.loads(value) if value.strip() else {}
+        return value
+
+    @field_validator("openai_base_url", "mistral_base_url", "ollama_base_url")
+    @classmethod
+    def _http(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("http://", "https://")):
+            raise ValueError("must begin with http:// or https://")
+        return value.rstrip("/") if value else None
+
+    @field_validator("compatible")
+    @classmethod
+    def _free_names(cls, value: dict[str, CompatibleProvider]) -> dict[str, CompatibleProvider]:
+        taken = {"openai", "mistral", "ollama", "offline", "agent"} & set(value)
+        if taken:
+            raise ValueError(f"these provider names are taken: {', '.join(sorted(taken))}")
+        return value
+
+
+class AgentSettings(_Group):
+    """How agents are run."""
+
+    max_execution_time: float = Field(
+        300,
+        alias="MAX_EXECUTION_TIME",
+        gt=0,
+        le=86_400,
+        description="seconds for one run; an agent's config.yaml may ask for less",
+    )
+    plugins_dir: Path = Field(Path("plugins"), alias="PLUGINS_DIR", description="your own agents and tools")
+    graph_cache_size: int = Field(
+        256,
+        alias="GRAPH_CACHE_SIZE",
+        ge=1,
+        le=100_000,
+        description="compiled graphs kept, one per (agent, model, parameters)",
+    )
+    max_concurrent_runs: int = Field(
+        1_000, alias="MAX_CONCURRENT_RUNS", ge=1, le=100_000, description="runs at once in one process; more get 429"
+    )
+
+
+class RateLimitSettings(_Group):
+    """How often the doors may be knocked at."""
+
+    login_per_minute: int = Field(
+        30,
+        alias="RATE_LIMIT_LOGIN",
+        ge=1,
+        le=100_000,
+        description="tries of POST /auth/token in a minute from one address",
+    )
+
+
+class TracingSettings(_Group):
+    """LangSmith: optional, and then prompts leave the machine."""
+
+    enabled: bool = Field(False, alias="LANGCHAIN_TRACING_V2")
+    api_key: OptionalSecret = Field(None, alias="LANGCHAIN_API_KEY")
+
+
+class Settings(BaseSettings):
+    """All groups. Build it with `load_settings()`, or by hand in a test: `Settings(storage=StorageSettings(...))`."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    server: ServerSettings = ServerSettings()
+    log: LogSettings = LogSettings()
+    storage: StorageSettings = StorageSettings()
+    security: SecuritySettings = SecuritySettings()
+    providers: ProviderSettings = ProviderSettings()
+    agents: AgentSettings = AgentSettings()
+    rate_limits: RateLimitSettings = RateLimitSettings()
+    tracing: TracingSettings = TracingSettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Only what is passed in: the environment is read by `load_settings`."""
+        return (init_settings,)
+
+    @model_validator(mode="after")
+    def _workers_share(self) -> Self:
+        url = self.storage.database_url
+        if self.server.workers > 1 and (url is None or url.get_secret_value().startswith("sqlite")):
+            raise ValueError(
+                "WORKERS above 1 needs DATABASE_URL=postgresql://...: the embedded engines belong to one process"
+            )
+        return self
+
+    @property
+    def production(self) -> bool:
+        """True when nothing may be guessed."""
+        return self.server.environment == "production"
+
+    @property
+    def discover_local(self) -> bool:
+        """Look for model servers on loopback? In production only when asked for."""
+        asked = self.providers.discover_local
+        return not self.production if asked is None else asked
+
+    @property
+    def offline_allowed(self) -> bool:
+        """Offer the embedded models? In production only when asked for."""
+        asked = self.providers.offline_provider
+        return not self.production if asked is None else asked
+
+
+class SettingField(BaseModel):
+    """One environment variable, for `.env.example` and the documentation."""
+
+    group: str
+    group_doc: str
+    field: str
+    env: str
+    default: str
+    description: str
+    secret: bool
+
+
+def load_settings(environ: Mapping[str, str] | None = None, env_file: Path | None = Path(".env")) -> Settings:
+    """Settings from `environ` (default: the process's), then `env_file`, then the defaults.
+
+    Raises:
+        SettingsError: a value cannot be used; all of them are named at once.
+    """
+    values: dict[str, str] = {}
+    if env_file is not None and env_file.is_file():
+        values.update({key: value for key, value in dotenv_values(env_file).items() if value is not None})
+    values.update(os.environ if environ is None else environ)
+    nested: dict[str, dict[str, str]] = {}
+    for group, group_type in _groups():
+        for name, info in group_type.model_fields.items():
+            value = _value_of(info.alias or name, values)
+            if value is not None:
+                nested.setdefault(group, {})[name] = value
+    try:
+        return Settings(**nested)  # type: ignore[arg-type]
+    except (ValidationError, json.JSONDecodeError) as error:
+        raise SettingsError(_explain(error)) from None
+
+
+def setting_fields() -> list[SettingField]:
+    """Every environment variable, in the order of the groups."""
+    return [
+        SettingField(
+            group=group,
+            group_doc=(group_type.__doc__ or "").strip(),
+            field=name,
+            env=info.alias or name,
+            default=_shown(info.get_default(call_default_factory=True)),
+            description=info.description or "",
+            secret="SecretStr" in str(info.annotation),
+        )
+        for group, group_type in _groups()
+        for name, info in group_type.model_fields.items()
+    ]
+
+
+def env_example() -> str:
+    """The text of `.env.example`: every setting, commented out at its default."""
+    lines = [
+        "# Every setting of routeur-ia-api, at its default. Copy to .env and uncomment what you change.",
+        "# Generated: routeur settings --example > .env.example",
+        "# NAME_FILE=/path holds the value of NAME in a file (Docker and Kubernetes secrets).",
+    ]
+    group = ""
+    for setting in setting_fields():
+        if setting.group != group:
+            group = setting.group
+            lines += ["", f"# {setting.group_doc}"]
+        if setting.description:
+            lines.append(f"#   {setting.env}: {setting.description}")
+        lines.append(f"# {setting.env}={setting.default}")
+    return "\n".join(lines) + "\n"
+
+
+def _groups() -> Iterator[tuple[str, type[BaseModel]]]:
+    for name, info in Settings.model_fields.items():
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            yield name, info.annotation
+
+
+def _value_of(env: str, values: Mapping[str, str]) -> str | None:
+    if env in values:
+        return values[env]
+    path = values.get(f"{env}_FILE")
+    # JWT_PRIVATE_KEY_FILE is itself a setting, not the file of a JWT_PRIVATE_KEY
+    if not path:
+        return None
+    try:
+        return Path(path).read_text(encoding="utf-8").rstrip("\r\n")
+    except OSError as error:
+        raise SettingsError(f"{env}_FILE: cannot be read ({error.strerror})") from None
+
+
+def _shown(default: Any) -> str:
+    if default is None:
+        return ""
+    if isinstance(default, bool):
+        return str(default).lower()
+    if isinstance(default, tuple):
+        return ",".join(default)
+    if isinstance(default, dict):
+        return json.dumps(default)
+    return str(default)
+
+
+def _explain(error: ValidationError | json.JSONDecodeError) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"a JSON setting (COMPATIBLE_PROVIDERS, MODEL_FALLBACKS or a list) is not JSON: {error.msg}"
+    names = {(group, name): info.alias or name for group, kind in _groups() for name, info in kind.model_fields.items()}
+    lines = []
+    for problem in error.errors(include_url=False, include_input=False):
+        place = tuple(str(part) for part in problem["loc"])
+        # a field's own alias may stand in `loc` instead of its name
+        name = names.get((place[0], place[1]), place[1]) if len(place) > 1 else ""
+        lines.append(f"{name + ': ' if name else ''}{problem['msg'].removeprefix('Value error, ')}")
+    return "; ".join(lines)

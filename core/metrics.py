@@ -1,0 +1,73 @@
+"""Prometheus metrics, one registry for each application."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from domain.usage import Usage
+
+_SECONDS = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+
+
+class Metrics:
+    """What is counted. Labels are bounded: route templates, agent ids and model ids that exist, never caller text."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._requests = Counter(
+            "routeur_http_requests", "HTTP requests answered", ("method", "route", "status"), registry=self.registry
+        )
+        self._request_seconds = Histogram(
+            "routeur_http_request_seconds",
+            "Time until the last byte, in seconds",
+            ("method", "route"),
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.requests_open = Gauge(
+            "routeur_http_requests_open", "Requests being answered, streams included", registry=self.registry
+        )
+        self._runs = Counter("routeur_runs", "Runs ended", ("agent", "outcome"), registry=self.registry)
+        self._run_seconds = Histogram(
+            "routeur_run_seconds", "Duration of a run, in seconds", ("agent",), buckets=_SECONDS, registry=self.registry
+        )
+        self.runs_open = Gauge("routeur_runs_open", "Runs going on", registry=self.registry)
+        self._tokens = Counter(
+            "routeur_tokens", "Tokens that providers reported", ("model", "direction"), registry=self.registry
+        )
+        self._unmeasured = Counter(
+            "routeur_model_calls_unmeasured",
+            "Model calls whose provider reported no usage",
+            ("model",),
+            registry=self.registry,
+        )
+        # Children are looked up once for each combination: labels() hashes and locks at every call.
+        self._children: dict[tuple[str, ...], tuple[Counter, Histogram]] = {}
+
+    def request_answered(self, method: str, route: str, status: int, seconds: float) -> None:
+        """One HTTP answer is out. `route` is the template (`/agents/{id}`), not the path."""
+        key = (method, route, str(status))
+        child = self._children.get(key)
+        if child is None:
+            child = self._children[key] = (self._requests.labels(*key), self._request_seconds.labels(method, route))
+        child[0].inc()
+        child[1].observe(seconds)
+
+    def run_ended(self, agent: str, outcome: str, seconds: float) -> None:
+        """One run is over; `outcome` is the terminal event's word (finished, failed, cancelled, timed_out)."""
+        key = ("run", agent, outcome)
+        child = self._children.get(key)
+        if child is None:
+            child = self._children[key] = (self._runs.labels(agent, outcome), self._run_seconds.labels(agent))
+        child[0].inc()
+        child[1].observe(seconds)
+
+    def model_called(self, model: str, usage: Usage | None) -> None:
+        """One model call is over."""
+        if usage is None:
+            self._unmeasured.labels(model).inc()
+            return
+        self._tokens.labels(model, "input").inc(usage.input_tokens)
+        self._tokens.labels(model, "output").inc(usage.output_tokens)
+
+    def render(self) -> bytes:
+        """The text format that Prometheus reads."""
+        return generate_latest(self.registry)

@@ -1,0 +1,61 @@
+"""`AgentSpec`: the schema of an agent's `config.yaml`."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+AGENT_ID_PATTERN = r"^[a-z][a-z0-9_-]{0,63}$"
+
+
+class ModelParameters(BaseModel):
+    """How a model is asked. None means: the provider's default."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
+    max_tokens: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
+    stop: Annotated[tuple[str, ...], Field(max_length=8)] = ()
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+
+    def merged(self, over: "ModelParameters") -> "ModelParameters":
+        """These parameters, with those that `over` sets on top."""
+        return self.model_copy(update={name: getattr(over, name) for name in over.model_fields_set})
+
+
+class WorkflowSpec(BaseModel):
+    """Where the graph is built: a function of the agent's own `graph.py`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    builder: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] = "build_graph"
+
+
+class MemorySpec(BaseModel):
+    """What the agent remembers: `none` starts every call anew, `session` continues the stored conversation."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["none", "session"] = "session"
+    max_messages: Annotated[int, Field(ge=1, le=10_000)] | None = None
+
+
+class AgentSpec(BaseModel):
+    """One agent, as its `config.yaml` tells it.
+
+    `timeout` is in seconds for one whole run; `recursion_limit` counts graph steps (LangGraph's own default of 10,007
+    would let a loop spend for an hour). `tools` are names of the tool registry. `metadata` is shown, never read.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Annotated[str, Field(min_length=1, max_length=100)]
+    description: Annotated[str, Field(max_length=2_000)] = ""
+    workflow: WorkflowSpec = WorkflowSpec()
+    model: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    parameters: ModelParameters = ModelParameters()
+    tools: tuple[str, ...] = ()
+    memory: MemorySpec = MemorySpec()
+    timeout: Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)] | None = None
+    recursion_limit: Annotated[int, Field(ge=1, le=1_000)] = 25
+    metadata: dict[str, Any] = Field(default_factory=dict)

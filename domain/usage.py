@@ -1,0 +1,57 @@
+"""What a model call cost, in tokens and money. Unknown is not zero: `None` says that nobody told us."""
+
+from decimal import Decimal
+
+from pydantic import BaseModel, ConfigDict, NonNegativeInt
+
+
+class Usage(BaseModel):
+    """Tokens of one or more model calls.
+
+    `cached_tokens` and `audio_tokens` are parts of `input_tokens`; `reasoning_tokens` is a part of `output_tokens`.
+    A part that the provider did not report is None.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    input_tokens: NonNegativeInt = 0
+    output_tokens: NonNegativeInt = 0
+    total_tokens: NonNegativeInt = 0
+    cached_tokens: NonNegativeInt | None = None
+    reasoning_tokens: NonNegativeInt | None = None
+    audio_tokens: NonNegativeInt | None = None
+
+    def __add__(self, other: "Usage") -> "Usage":
+        return Usage(
+            input_tokens=self.input_tokens + other.input_tokens,
+            output_tokens=self.output_tokens + other.output_tokens,
+            total_tokens=self.total_tokens + other.total_tokens,
+            cached_tokens=_add(self.cached_tokens, other.cached_tokens),
+            reasoning_tokens=_add(self.reasoning_tokens, other.reasoning_tokens),
+            audio_tokens=_add(self.audio_tokens, other.audio_tokens),
+        )
+
+
+class Price(BaseModel):
+    """US dollars per million tokens. Zero is a price; a model without a price has no `Price`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    input: Decimal
+    output: Decimal
+    cached_input: Decimal | None = None
+
+    def cost(self, usage: Usage) -> Decimal:
+        """Dollars for `usage`; cached input is charged at its own rate where there is one."""
+        cached = usage.cached_tokens or 0 if self.cached_input is not None else 0
+        fresh = usage.input_tokens - cached
+        dollars = fresh * self.input + usage.output_tokens * self.output
+        if self.cached_input is not None:
+            dollars += cached * self.cached_input
+        return dollars / 1_000_000
+
+
+def _add(left: int | None, right: int | None) -> int | None:
+    if left is None:
+        return right
+    return left if right is None else left + right

@@ -1,0 +1,425 @@
+"""LangGraph parts in, `Envelope`s out: the only reader (and writer) of LangChain messages.
+
+A run is heard on two ears. Our own chat models speak to it directly (`ModelListener`), token by token. Everything else,
+tools, whole messages, models that a graph brought along, is read from LangGraph's stream parts.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, HumanMessage, SystemMessage, ToolMessage
+from langgraph.errors import GraphRecursionError
+from langgraph.graph.state import CompiledStateGraph
+from uuid_utils import uuid7
+
+from domain.enums import FinishReason, Role
+from domain.errors import RouteurError, UpstreamTimeout
+from domain.events import (
+    AgentEvent,
+    Envelope,
+    EventLaws,
+    ReasoningDelta,
+    RunCancelled,
+    RunFailed,
+    RunFinished,
+    RunId,
+    RunStarted,
+    RunTimedOut,
+    StateUpdated,
+    TextDelta,
+    ToolFinished,
+    ToolStarted,
+    UsageReported,
+)
+from domain.messages import Message
+from domain.usage import Usage
+from services.model_stream import current_listener
+
+logger = logging.getLogger(__name__)
+
+_MODES = ["updates", "custom", "messages"]
+_MAX_TOOL_OUTPUT = 64_000  # characters of a tool's answer that an event carries; the agent itself sees all of it
+BUFFER_LIMIT = 512  # events a slow reader may be behind before the source is paused; about 100 kB
+
+
+class AgentFailed(RouteurError):
+    """The agent's own code failed or would not come to an end."""
+
+
+class RunStream:
+    """One run: iterate it once, and it happens while you do; stop iterating, and it is cancelled.
+
+    Attributes:
+        run_id: UUIDv7 text.
+        model: what was resolved; after the end, what served.
+        error: why it failed, when it did.
+    """
+
+    def __init__(
+        self,
+        graph: CompiledStateGraph[Any, Any, Any, Any],
+        messages: Sequence[BaseMessage],
+        config: dict[str, Any],
+        *,
+        agent: str,
+        model: str,
+        limit: float,
+        streams: bool,
+        session_id: str | None = None,
+        on_start: Callable[[], None] | None = None,
+        on_end: Callable[["RunStream", AgentEvent, float], None] | None = None,
+    ) -> None:
+        self.run_id = RunId(str(uuid7()))
+        self.agent = agent
+        self.model = model
+        self.session_id = session_id
+        self.streams = streams
+        self.error: RouteurError | None = None
+        self.usage: Usage | None = None
+        self.calls: list[UsageReported] = []
+        self._graph = graph
+        self._messages = list(messages)
+        self._config = config
+        self._limit = limit
+        self._on_start = on_start
+        self._on_end = on_end
+        self._laws = EventLaws()
+        self._seq = 0
+        self._pending: list[Envelope] = []
+        self._waiter: asyncio.Future[None] | None = None
+        self._drained: asyncio.Future[None] | None = None
+        self._spoken: set[str] = set()  # ids of messages whose text our models told us
+        self._seen: set[str] = {message.id for message in messages if message.id}
+        self._output = ""
+        self._finish = FinishReason.STOP
+
+    # -- the ear for our own models (services.model_stream.ModelListener) --
+
+    def text(self, message_id: str, text: str) -> None:
+        """A piece of an answer."""
+        self._spoken.add(message_id)
+        self._emit(TextDelta(text=text, message_id=message_id))
+
+    def reasoning(self, message_id: str, text: str) -> None:
+        """A piece of a thought."""
+        self._emit(ReasoningDelta(text=text, message_id=message_id))
+
+    @property
+    def full(self) -> bool:
+        """True when the reader is behind. Without a reader (`collect`) nothing is held back."""
+        return self.streams and len(self._pending) >= BUFFER_LIMIT
+
+    async def drained(self) -> None:
+        """Wait until the reader has taken what is pending."""
+        while self.full:
+            self._drained = asyncio.get_running_loop().create_future()
+            await self._drained
+
+    def call_finished(self, model: str, usage: Usage | None, finish_reason: str | None) -> None:
+        """A model call is over."""
+        self.model = model
+        if finish_reason in FinishReason.__members__.values():
+            self._finish = FinishReason(finish_reason)
+        self._report(model, usage)
+
+    # -- reading it --
+
+    async def collect(self) -> list[Envelope]:
+        """Run to the end and give back every event at once."""
+        await self._drive()
+        events, self._pending = self._pending, []
+        return events
+
+    async def batches(self, heartbeat: float | None = None) -> AsyncIterator[list[Envelope]]:
+        """Run it; yield what has happened since the last time, in order, as soon as something has.
+
+        Args:
+            heartbeat: yield an empty list after that many seconds of silence, so that the wire can show it lives.
+        """
+        loop = asyncio.get_running_loop()
+        task = loop.create_task(self._drive(), name=f"run {self.run_id}")
+        task.add_done_callback(lambda _: self._wake())
+        alarm = _Alarm(loop, heartbeat, self._wake) if heartbeat else None
+        try:
+            while True:
+                if self._pending:
+                    events, self._pending = self._pending, []
+                    self._resume_source()
+                    yield events
+                    if alarm:
+                        alarm.postpone()
+                elif task.done():
+                    await task
+                    return
+                else:
+                    self._waiter = loop.create_future()
+                    await self._waiter
+                    if alarm and alarm.rang():
+                        yield []
+        finally:
+            if alarm:
+                alarm.cancel()
+            if not task.done():
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
+
+    async def __aiter__(self) -> AsyncIterator[Envelope]:
+        """Event by event."""
+        async for events in self.batches():
+            for event in events:
+                yield event
+
+    # -- running it --
+
+    async def _drive(self) -> None:
+        """Run the graph and end with exactly one terminal event, whatever happens."""
+        begun = time.monotonic()
+        if self._on_start is not None:
+            self._on_start()
+        token = current_listener.set(self)
+        self._emit(RunStarted(agent=self.agent, model=self.model, session_id=self.session_id))
+        terminal: AgentEvent
+        try:
+            terminal = await self._run_graph()
+        except asyncio.CancelledError:
+            terminal = RunCancelled(reason="the reader left", usage=self.usage)
+            raise
+        finally:
+            current_listener.reset(token)
+            self._end(terminal, time.monotonic() - begun)
+
+    async def _run_graph(self) -> AgentEvent:
+        try:
+            async with asyncio.timeout(self._limit) as clock:
+                parts = self._graph.astream(
+                    {"messages": self._messages},
+                    self._config,
+                    stream_mode=_MODES,
+                    subgraphs=True,
+                    version="v2",
+                )
+                async for part in parts:
+                    self._read(part)
+                    if self.full:
+                        await self.drained()
+        except TimeoutError as error:
+            if not clock.expired():
+                return self._failed(error)
+            message = f"The run took longer than its limit of {self._limit:g} s."
+            self.error = UpstreamTimeout(message, code="run_timed_out")
+            return RunTimedOut(limit=self._limit, message=message, usage=self.usage)
+        except Exception as error:
+            return self._failed(error)
+        return RunFinished(output=self._output, model=self.model, finish_reason=self._finish, usage=self.usage)
+
+    def _failed(self, error: Exception) -> RunFailed:
+        if not isinstance(error, RouteurError):
+            if isinstance(error, GraphRecursionError):
+                steps = self._config.get("recursion_limit")
+                error = AgentFailed(
+                    f"The agent was stopped after {steps} steps without an answer.", code="recursion_limit"
+                )
+            else:
+                logger.exception("run failed", extra={"run_id": self.run_id, "agent": self.agent}, exc_info=error)
+                error = AgentFailed(f"The agent '{self.agent}' failed.", code="agent_failed")
+        self.error = error
+        return RunFailed(
+            error=error.kind.value,
+            code=error.code,
+            message=error.message,
+            retry_after=error.retry_after,
+            usage=self.usage,
+        )
+
+    def _end(self, terminal: AgentEvent, seconds: float) -> None:
+        for closing in self._laws.closings():
+            self._emit(closing)
+        self._emit(terminal)
+        if self._on_end is not None:
+            self._on_end(self, terminal, seconds)
+
+    # -- the ear for LangGraph --
+
+    def _read(self, part: dict[str, Any]) -> None:
+        kind, data = part["type"], part["data"]
+        if kind == "updates":
+            for update in data.values():
+                for message in _messages_in(update):
+                    self._message(message, root=not part["ns"])
+        elif kind == "messages":
+            chunk = data[0]
+            if isinstance(chunk, AIMessageChunk) and chunk.id not in self._spoken and (text := str(chunk.text)):
+                chunk.id = chunk.id or _message_id()
+                self._emit(TextDelta(text=text, message_id=chunk.id))
+        elif kind == "custom":
+            self._emit(StateUpdated(node=None, data=_plain(data)))
+
+    def _message(self, message: BaseMessage, *, root: bool) -> None:
+        """A message that a node wrote: close its text, open the tools it asks for, close those it answers."""
+        if message.id is None:
+            message.id = _message_id()
+        if isinstance(message, AIMessage):
+            text = str(message.text)
+            if root:
+                self._output = text
+            if message.id in self._seen:
+                return
+            self._seen.add(message.id)
+            self._close_text(message.id, text)
+            if message.id not in self._spoken and message.usage_metadata:
+                self._report(str(message.response_metadata.get("model_name", self.model)), usage_of(message))
+            for call in message.tool_calls:
+                call_id = call["id"] or _message_id()
+                self._emit(ToolStarted(call_id=call_id, name=call["name"], arguments=_plain(call["args"])))
+        elif isinstance(message, ToolMessage) and message.id not in self._seen:
+            self._seen.add(message.id)
+            if message.tool_call_id in self._laws.open_tools:
+                self._emit(
+                    ToolFinished(
+                        call_id=message.tool_call_id,
+                        name=message.name or self._laws.open_tools[message.tool_call_id],
+                        output=str(message.text)[:_MAX_TOOL_OUTPUT],
+                        ok=message.status != "error",
+                    )
+                )
+
+    def _close_text(self, message_id: str, text: str) -> None:
+        if message_id in self._laws.open_texts:
+            self._emit(TextDelta(text="", message_id=message_id, done=True))
+        elif text and message_id not in self._spoken:
+            self._emit(TextDelta(text=text, message_id=message_id))
+            self._emit(TextDelta(text="", message_id=message_id, done=True))
+
+    # -- keeping the book --
+
+    def _report(self, model: str, usage: Usage | None) -> None:
+        reported = UsageReported(model=model, usage=usage)
+        self.calls.append(reported)
+        if usage is not None:
+            self.usage = usage if self.usage is None else self.usage + usage
+        if not self._laws.ended:
+            self._emit(reported)
+
+    def _emit(self, event: AgentEvent) -> None:
+        self._laws.admit(event)
+        self._seq += 1
+        self._pending.append(Envelope(self.run_id, self._seq, datetime.now(UTC), event))
+        if self._waiter is not None:
+            self._wake()
+
+    def _wake(self) -> None:
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    def _resume_source(self) -> None:
+        held, self._drained = self._drained, None
+        if held is not None and not held.done():
+            held.set_result(None)
+
+
+class _Alarm:
+    """Rings after `seconds` of silence. Putting it off costs one clock reading, not a new timer."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float, ring: Callable[[], None]) -> None:
+        self._loop = loop
+        self._seconds = seconds
+        self._ring = ring
+        self._rang = False
+        self._due = loop.time() + seconds
+        self._timer = loop.call_at(self._due, self._check)
+
+    def postpone(self) -> None:
+        self._due = self._loop.time() + self._seconds
+
+    def rang(self) -> bool:
+        rang, self._rang = self._rang, False
+        return rang
+
+    def cancel(self) -> None:
+        self._timer.cancel()
+
+    def _check(self) -> None:
+        if self._loop.time() >= self._due:
+            self._rang = True
+            self.postpone()
+            self._ring()
+        self._timer = self._loop.call_at(self._due, self._check)
+
+
+def to_langchain(messages: Iterable[Message]) -> list[BaseMessage]:
+    """Our messages as LangChain's, each with an id of its own."""
+    return [_to_langchain(message) for message in messages]
+
+
+def _to_langchain(message: Message) -> BaseMessage:
+    content: Any = message.content
+    if not isinstance(content, str):
+        content = [part.model_dump() for part in content]
+    match message.role:
+        case Role.SYSTEM:
+            return SystemMessage(content, id=_message_id(), name=message.name)
+        case Role.USER:
+            return HumanMessage(content, id=_message_id(), name=message.name)
+        case Role.TOOL:
+            return ToolMessage(content, id=_message_id(), name=message.name, tool_call_id=message.tool_call_id or "")
+        case Role.ASSISTANT:
+            calls = [{"id": call.id, "name": call.name, "args": call.arguments} for call in message.tool_calls]
+            return AIMessage(content, id=_message_id(), name=message.name, tool_calls=calls)
+
+
+def usage_of(message: AIMessage) -> Usage | None:
+    """What the provider reported with that message."""
+    counted = message.usage_metadata
+    if counted is None:
+        return None
+    inputs, outputs = counted.get("input_token_details", {}), counted.get("output_token_details", {})
+    return Usage(
+        input_tokens=counted["input_tokens"],
+        output_tokens=counted["output_tokens"],
+        total_tokens=counted["total_tokens"],
+        cached_tokens=inputs.get("cache_read"),
+        audio_tokens=inputs.get("audio"),
+        reasoning_tokens=outputs.get("reasoning"),
+    )
+
+
+def _message_id() -> str:
+    return f"msg_{uuid7().hex}"
+
+
+def _messages_in(update: Any) -> Iterator[BaseMessage]:
+    """Every message that a node's update holds, whatever key it is under."""
+    if isinstance(update, dict):
+        for value in update.values():
+            if isinstance(value, BaseMessage):
+                yield value
+            elif isinstance(value, list | tuple):
+                yield from (item for item in value if isinstance(item, BaseMessage))
+    elif isinstance(update, list | tuple):
+        for one in update:
+            yield from _messages_in(one)
+
+
+def _plain(value: Any) -> Any:
+    """`value` as plain JSON data; what is not becomes its text."""
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    if isinstance(value, dict):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(one) for one in value]
+    if isinstance(value, datetime | UUID):
+        return str(value)
+    if isinstance(value, BaseMessage):
+        return {"type": value.type, "text": str(value.text)}
+    if hasattr(value, "model_dump"):
+        return value.model_dump(mode="json")
+    return repr(value)[:1_000]

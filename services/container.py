@@ -1,0 +1,62 @@
+"""Builds the world once, for the app, the command line and the tests. Whatever owns a resource is opened here."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+from core.database.engine import Database, open_database
+
+from config.settings import Settings
+from core.metrics import Metrics
+from services.agent_registry import AgentRegistry
+from services.agent_service import AgentService
+from services.api_key_service import ApiKeyService
+from services.auth_service import AuthService
+from services.llm_service import LLMService, open_llm_service
+from services.tool_registry import ToolRegistry
+from services.user_service import UserService
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """Everything an application is made of."""
+
+    settings: Settings
+    database: Database
+    metrics: Metrics
+    auth: AuthService
+    users: UserService
+    api_keys: ApiKeyService
+    llm: LLMService
+    tools: ToolRegistry
+    registry: AgentRegistry
+    agents: AgentService
+
+
+@asynccontextmanager
+async def open_services(settings: Settings, metrics: Metrics | None = None) -> AsyncIterator[Services]:
+    """The services of one application, open until the context ends.
+
+    Raises:
+        SettingsError, Unavailable: something that the settings ask for cannot be had; the message names the setting.
+    """
+    metrics = metrics or Metrics()
+    async with AsyncExitStack() as stack:
+        database = await stack.enter_async_context(open_database(settings))
+        llm = await stack.enter_async_context(open_llm_service(settings))
+        tools = ToolRegistry()
+        tools.discover(settings.agents.plugins_dir)
+        registry = AgentRegistry(tools, default_agent=settings.providers.default_agent)
+        registry.discover(settings.agents.plugins_dir)
+        yield Services(
+            settings=settings,
+            database=database,
+            metrics=metrics,
+            auth=AuthService(database, settings),
+            users=UserService(database, settings),
+            api_keys=ApiKeyService(database, settings),
+            llm=llm,
+            tools=tools,
+            registry=registry,
+            agents=AgentService(llm, registry, metrics, settings.agents),
+        )
