@@ -148,8 +148,7 @@ class SecuritySettings(_Group):
     jwt_algorithm: Literal["HS256", "RS256", "ES256"] = Field(
         "HS256", alias="JWT_ALGORITHM", description="HS256 needs SECRET_KEY; RS256 and ES256 need JWT_PRIVATE_KEY_FILE"
     )
-    jwt_private_key_file: OptionalBool = Annotated[bool | None, BeforeValidator(_empty_is_none)]
-OptionalPath = Field(None, alias="JWT_PRIVATE_KEY_FILE", description="PEM; signs new tokens")
+    jwt_private_key_file: OptionalPath = Field(None, alias="JWT_PRIVATE_KEY_FILE", description="PEM; signs new tokens")
     jwt_public_key_files: TextList = Field(
         (),
         alias="JWT_PUBLIC_KEY_FILES",
@@ -224,7 +223,7 @@ class ProviderSettings(_Group):
     compatible: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,31}$")], CompatibleProvider] = Field(
         default_factory=dict,
         alias="COMPATIBLE_PROVIDERS",
-        description='JSON: {"vllm": {"base_url": "http://127.0.0.1:8001/v1", "api_key": "...", "default_model": "..."}}',
+        description='JSON: {"vllm": {"base_url": "http://127.0.0.1:8001/v1", "api_key": "..."}}; also default_model',
     )
     default_model: OptionalText = Field(
         None, alias="DEFAULT_MODEL", description="provider/name; used when neither the caller nor the agent names one"
@@ -233,7 +232,7 @@ class ProviderSettings(_Group):
     model_fallbacks: dict[str, tuple[str, ...]] = Field(
         default_factory=dict,
         alias="MODEL_FALLBACKS",
-        description='JSON: {"openai/gpt-4o": ["mistral/mistral-large-latest"]}; used only before the first byte, and named in the answer',
+        description='JSON: {"openai/gpt-4o": ["mistral/mistral-large-latest"]}; before the first byte, named in the answer',
     )
     discover_local: OptionalBool = Field(
         None,

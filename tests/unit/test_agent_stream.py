@@ -50,9 +50,10 @@ def asking(model: Any) -> Any:
 
 def run_of(graph: Any, *, limit: float = 5, streams: bool = True, steps: int = 25, **kwargs: Any) -> RunStream:
     question = [HumanMessage("hello", id="question")]
+    config = {"recursion_limit": steps}
     return RunStream(
-        graph, question, {"recursion_limit": steps}, agent="test", model="fake/scripted", limit=limit, streams=streams, **kwargs
-    )  # fmt: skip
+        graph, question, config, agent="test", model="fake/scripted", limit=limit, streams=streams, **kwargs
+    )
 
 
 async def told(run: RunStream) -> list[Any]:

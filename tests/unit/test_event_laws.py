@@ -32,8 +32,9 @@ MIDDLE = st.one_of(
     st.builds(StateUpdated, data=st.integers()),
     st.builds(UsageReported, model=st.just("m"), usage=st.none()),
 )
+FINISH = st.sampled_from(FinishReason)
 TERMINAL = st.one_of(
-    st.builds(RunFinished, output=st.text(max_size=5), model=st.just("m"), finish_reason=st.sampled_from(FinishReason), usage=st.none()),
+    st.builds(RunFinished, output=st.text(max_size=5), model=st.just("m"), finish_reason=FINISH, usage=st.none()),
     st.builds(RunFailed, error=st.just("internal"), code=st.just("x"), message=st.just("y")),
     st.builds(RunCancelled, reason=st.just("z")),
     st.builds(RunTimedOut, limit=st.just(1.0), message=st.just("late")),
