@@ -1,6 +1,7 @@
 """The front door: `create_app(settings)` builds the ASGI application, `app` is one built from the environment."""
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Any
@@ -19,7 +20,7 @@ from api.openapi import install_openapi
 from api.routes import agents, auth, completion, health, models, users
 from config.settings import Settings, load_settings
 from core.metrics import Metrics
-from services.container import open_services
+from services.container import Services, open_services
 
 _DESCRIPTION = """One authenticated door for language models and LangGraph agents.
 
@@ -29,11 +30,14 @@ Get a token from `POST /auth/token`, then call `POST /completion` or `POST /comp
 _UPLOAD_PATHS = ("/transcription", "/v1/audio/")
 
 
-def create_app(settings: Settings | None = None) -> FastAPI:
+def create_app(
+    settings: Settings | None = None, on_ready: Callable[[Services, str | None], None] | None = None
+) -> FastAPI:
     """The application. Its services open with the server and close with it.
 
     Args:
         settings: read from the environment and `.env` when None.
+        on_ready: called when everything is open, with the first admin's password if one was just made up.
 
     Raises:
         SettingsError: the settings cannot be used.
@@ -44,10 +48,16 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with open_services(settings, metrics) as services:
-            await services.users.ensure_admin()
+            made_up = await services.users.ensure_admin()
             app.state.services = services
             app.state.authenticator = services.auth
+            warm_up = asyncio.create_task(services.llm.warm_up())
+            if on_ready is not None:
+                on_ready(services, made_up)
+            elif made_up is not None:
+                print(f"first admin: {settings.security.admin_username} / {made_up}")  # noqa: T201 - shown once, not logged
             yield
+            await warm_up
 
     app = FastAPI(
         title="routeur-ia-api",

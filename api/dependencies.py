@@ -3,15 +3,15 @@
 from typing import Annotated
 
 from fastapi import Depends
-from services.api_key_service import ApiKeyService
-from services.auth_service import AuthService
-from services.llm_service import LLMService
-from services.user_service import UserService
 from starlette.requests import HTTPConnection
 
 from services.agent_registry import AgentRegistry
 from services.agent_service import AgentService
+from services.api_key_service import ApiKeyService
+from services.auth_service import AuthService
 from services.container import Services
+from services.llm_service import LLMService
+from services.user_service import UserService
 
 
 async def get_services(connection: HTTPConnection) -> Services:

@@ -74,7 +74,7 @@ class Problem(BaseModel):
 
 def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """What a route may answer besides success, for the OpenAPI document."""
-    titles = {face.status: face.title for face in reversed(FACES.values())}
+    titles = {face.status: face.title for face in reversed(list(FACES.values()))}
     schema = {"$ref": "#/components/schemas/Problem"}  # `api/openapi.py` adds the schema itself, once
     return {
         status: {"description": titles[status], "content": {"application/problem+json": {"schema": schema}}}

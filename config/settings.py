@@ -232,7 +232,7 @@ class ProviderSettings(_Group):
     model_fallbacks: dict[str, tuple[str, ...]] = Field(
         default_factory=dict,
         alias="MODEL_FALLBACKS",
-        description='JSON: {"openai/gpt-4o": ["mistral/mistral-large-latest"]}; before the first byte, named in the answer',
+        description='JSON: {"openai/gpt-4o": ["mistral/mistral-large-latest"]}; what served is named in the answer',
     )
     discover_local: OptionalBool = Field(
         None,

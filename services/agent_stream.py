@@ -7,13 +7,14 @@ tools, whole messages, models that a graph brought along, is read from LangGraph
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.runnables import RunnableConfig
 from langgraph.errors import GraphRecursionError
 from langgraph.graph.state import CompiledStateGraph
 from uuid_utils import uuid7
@@ -43,7 +44,7 @@ from services.model_stream import current_listener
 
 logger = logging.getLogger(__name__)
 
-_MODES = ["updates", "custom", "messages"]
+_MODES: tuple[Literal["updates", "custom", "messages"], ...] = ("updates", "custom", "messages")
 _MAX_TOOL_OUTPUT = 64_000  # characters of a tool's answer that an event carries; the agent itself sees all of it
 BUFFER_LIMIT = 512  # events a slow reader may be behind before the source is paused; about 100 kB
 
@@ -65,7 +66,7 @@ class RunStream:
         self,
         graph: CompiledStateGraph[Any, Any, Any, Any],
         messages: Sequence[BaseMessage],
-        config: dict[str, Any],
+        config: RunnableConfig,
         *,
         agent: str,
         model: str,
@@ -124,7 +125,7 @@ class RunStream:
     def call_finished(self, model: str, usage: Usage | None, finish_reason: str | None) -> None:
         """A model call is over."""
         self.model = model
-        if finish_reason in FinishReason.__members__.values():
+        if finish_reason is not None:
             self._finish = FinishReason(finish_reason)
         self._report(model, usage)
 
@@ -136,7 +137,7 @@ class RunStream:
         events, self._pending = self._pending, []
         return events
 
-    async def batches(self, heartbeat: float | None = None) -> AsyncIterator[list[Envelope]]:
+    async def batches(self, heartbeat: float | None = None) -> AsyncGenerator[list[Envelope]]:
         """Run it; yield what has happened since the last time, in order, as soon as something has.
 
         Args:
@@ -201,7 +202,7 @@ class RunStream:
                 parts = self._graph.astream(
                     {"messages": self._messages},
                     self._config,
-                    stream_mode=_MODES,
+                    stream_mode=list(_MODES),
                     subgraphs=True,
                     version="v2",
                 )
@@ -247,7 +248,7 @@ class RunStream:
 
     # -- the ear for LangGraph --
 
-    def _read(self, part: dict[str, Any]) -> None:
+    def _read(self, part: Mapping[str, Any]) -> None:
         kind, data = part["type"], part["data"]
         if kind == "updates":
             for update in data.values():
@@ -273,7 +274,7 @@ class RunStream:
                 return
             self._seen.add(message.id)
             self._close_text(message.id, text)
-            if message.id not in self._spoken and message.usage_metadata:
+            if message.usage_metadata and "routeur_model" not in message.response_metadata:  # ours were told already
                 self._report(str(message.response_metadata.get("model_name", self.model)), usage_of(message))
             for call in message.tool_calls:
                 call_id = call["id"] or _message_id()

@@ -4,10 +4,10 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
-from core.database.engine import Database, open_database
-
 from config.settings import Settings
+from core.database.engine import Database, open_database
 from core.metrics import Metrics
+from core.security import KeyRing, PasswordHasher
 from services.agent_registry import AgentRegistry
 from services.agent_service import AgentService
 from services.api_key_service import ApiKeyService
@@ -44,6 +44,8 @@ async def open_services(settings: Settings, metrics: Metrics | None = None) -> A
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(open_database(settings))
         llm = await stack.enter_async_context(open_llm_service(settings))
+        hasher = PasswordHasher()
+        ring = KeyRing.from_settings(settings.security, settings.storage.data_dir)
         tools = ToolRegistry()
         tools.discover(settings.agents.plugins_dir)
         registry = AgentRegistry(tools, default_agent=settings.providers.default_agent)
@@ -52,9 +54,9 @@ async def open_services(settings: Settings, metrics: Metrics | None = None) -> A
             settings=settings,
             database=database,
             metrics=metrics,
-            auth=AuthService(database, settings),
-            users=UserService(database, settings),
-            api_keys=ApiKeyService(database, settings),
+            auth=AuthService(database, settings, hasher, ring),
+            users=UserService(database, settings, hasher),
+            api_keys=ApiKeyService(database),
             llm=llm,
             tools=tools,
             registry=registry,

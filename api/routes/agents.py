@@ -2,11 +2,11 @@
 
 from typing import Annotated
 
-from core.dependencies import CurrentUser
 from fastapi import APIRouter, Path
 
 from api.dependencies import AgentRegistryDep
 from api.errors import problem_responses
+from core.dependencies import CurrentUser
 from domain.models import AgentInfo, AgentList
 
 router = APIRouter(tags=["agents"])

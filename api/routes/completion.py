@@ -4,7 +4,6 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Annotated
 
-from core.dependencies import require
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
@@ -12,6 +11,7 @@ from api.dependencies import AgentServiceDep, AllServices
 from api.errors import problem_responses
 from api.streaming.response import EventStreamResponse, while_connected
 from api.streaming.sse import HEARTBEAT, SseRenderer
+from core.dependencies import require
 from domain.auth import Principal, Scope
 from domain.models import CompletionRequest
 from services.agent_stream import RunStream
@@ -41,6 +41,7 @@ async def complete(body: CompletionRequest, request: Request, caller: Caller, ag
 
 @router.post(
     "/completion/stream",
+    status_code=200,
     response_class=EventStreamResponse,
     responses={
         **_ERRORS,

@@ -2,13 +2,13 @@
 
 from typing import Annotated, Literal
 
-from core.dependencies import require
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel
 from starlette.responses import Response
 
 from api.dependencies import AllServices
 from api.errors import problem_responses
+from core.dependencies import require
 from domain.auth import Principal, Scope
 from domain.errors import Unavailable
 

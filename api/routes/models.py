@@ -1,10 +1,10 @@
 """What can be called: models, by provider."""
 
-from core.dependencies import CurrentUser
 from fastapi import APIRouter
 
 from api.dependencies import LLMServiceDep
 from api.errors import problem_responses
+from core.dependencies import CurrentUser
 from domain.models import ModelInfo, ModelList
 
 router = APIRouter(prefix="/models", tags=["models"])

@@ -1,0 +1,1 @@
+"""SQLAlchemy's only room: engine, tables, units of work and repositories."""

@@ -1,0 +1,1 @@
+"""One vendor, one file. `LLMService` imports a file when its provider is first used."""

@@ -75,6 +75,7 @@ class ScriptedModel(BaseChatModel):
         message = entry.model_copy() if isinstance(entry, AIMessage) else AIMessage(entry)
         message.id = f"msg_fake_{len(self._heard)}"
         message.usage_metadata = USAGE
+        message.response_metadata = {"routeur_model": self.model_id}
         listener = current_listener.get()
         if listener is not None:
             for word in str(message.text).split(" "):

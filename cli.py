@@ -1,0 +1,299 @@
+"""The side door: `routeur serve | settings | users | keys | models | agents`."""
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any, TypeVar
+
+import typer
+import uvicorn
+from rich.console import Console, Group
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from app import create_app
+from config.settings import SettingsError, env_example, load_settings
+from core.logging import setup_logging
+from domain.auth import DEFAULT_SCOPES, Scope
+from domain.errors import RouteurError
+from domain.users import NewApiKey, NewUser, UserChange
+from services.container import Services, open_services
+
+T = TypeVar("T")
+
+cli = typer.Typer(no_args_is_help=True, add_completion=False, help="One authenticated door for models and agents.")
+users = typer.Typer(no_args_is_help=True, help="Who may log in.")
+keys = typer.Typer(no_args_is_help=True, help="API keys, for programs.")
+cli.add_typer(users, name="users")
+cli.add_typer(keys, name="keys")
+
+out = Console()
+err = Console(stderr=True)
+
+
+def main() -> None:
+    """The console script: errors of ours are a line, not a trace."""
+    try:
+        cli()
+    except (SettingsError, RouteurError) as error:
+        err.print(Text(f"error: {error}", style="bold red"))
+        sys.exit(2)
+
+
+@cli.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on (HOST).")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on (PORT); 0 picks a free one.")] = None,
+) -> None:
+    """Start the router and say how to reach it."""
+    settings = load_settings()
+    over = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
+    settings = settings.model_copy(update={"server": settings.server.model_copy(update=over)})
+    setup_logging(settings.log, debug=settings.server.debug)
+    server = settings.server
+    options: dict[str, Any] = {
+        "host": server.host,
+        "port": server.port,
+        "log_config": None,
+        "access_log": False,
+        "server_header": False,
+        "timeout_graceful_shutdown": int(server.shutdown_grace),
+        "proxy_headers": bool(server.trusted_proxies),
+        "forwarded_allow_ips": list(server.trusted_proxies),
+    }
+    if server.workers > 1:
+        uvicorn.run("app:app", workers=server.workers, **options)
+        return
+    config = uvicorn.Config(lambda: create_app(settings, on_ready=greet), factory=True, **options)
+    listening = config.bind_socket()
+    address = _address(server.host, listening.getsockname()[1])
+
+    def greet(services: Services, made_up: str | None) -> None:
+        out.print(_welcome(services, address, made_up))
+        username = services.settings.security.admin_username
+        # never wrapped: it is there to be copied
+        out.print(Text(_paste(address, username, made_up) + "\n", "bold"), soft_wrap=True)
+
+    uvicorn.Server(config).run(sockets=[listening])
+
+
+@cli.command("settings")
+def show_settings(
+    example: Annotated[bool, typer.Option("--example", help="Print .env.example.")] = False,
+) -> None:
+    """The settings in force, secrets hidden; or every setting there is."""
+    if example:
+        sys.stdout.write(env_example())
+        return
+    settings = load_settings()
+    table = Table("setting", "value", title="Settings in force")
+    for group, values in settings.model_dump(mode="json").items():
+        for name, value in values.items():
+            table.add_row(f"{group}.{name}", str(value))
+    out.print(table)
+
+
+@cli.command()
+def models() -> None:
+    """What can be called, by provider."""
+
+    async def work(services: Services) -> None:
+        table = Table("model", "kind", "context", "$ / M in", "$ / M out", "available", title="Models")
+        for model in (await services.llm.list_available_models()).models:
+            price = model.price
+            table.add_row(
+                f"[bold]{model.id}[/] (default)" if model.default else model.id,
+                model.kind,
+                str(model.context_window or "?"),
+                str(price.input) if price else "?",
+                str(price.output) if price else "?",
+                "[green]yes[/]" if model.available else f"[red]{model.unavailable_reason}[/]",
+            )
+        out.print(table)
+
+    _with_services(work)
+
+
+@cli.command()
+def agents() -> None:
+    """The agents, and what is wrong with the broken ones."""
+
+    async def work(services: Services) -> None:
+        out.print(_agents_table(services))
+
+    _with_services(work)
+
+
+@users.command("add")
+def add_user(
+    username: str,
+    scopes: Annotated[str, typer.Option(help="Comma separated; default: everything but metrics and admin.")] = "",
+    password: Annotated[str, typer.Option(prompt=True, hide_input=True, confirmation_prompt=True)] = "",
+) -> None:
+    """Make a user; the password is asked for."""
+    new = _checked(lambda: NewUser(username=username, password=password, scopes=_scopes(scopes) or DEFAULT_SCOPES))
+
+    async def work(services: Services) -> None:
+        made = await services.users.create(new)
+        out.print(f"user [bold]{made.username}[/] made, scopes: {' '.join(made.scopes)}")
+
+    _with_services(work)
+
+
+@users.command("list")
+def list_users() -> None:
+    """Every user."""
+
+    async def work(services: Services) -> None:
+        table = Table("username", "id", "scopes", "state", title="Users")
+        for user in await services.users.list_users():
+            state = "[red]disabled[/]" if user.disabled else "[green]active[/]"
+            table.add_row(user.username, user.id, " ".join(user.scopes), state)
+        out.print(table)
+
+    _with_services(work)
+
+
+@users.command("disable")
+def disable_user(
+    username: str, undo: Annotated[bool, typer.Option("--undo", help="Let them in again.")] = False
+) -> None:
+    """Refuse a user; their tokens and keys end on the next request, in running servers too."""
+
+    async def work(services: Services) -> None:
+        user = await services.users.find(username)
+        await services.users.change(user.id, UserChange(disabled=not undo))
+        out.print(f"user [bold]{username}[/] {'enabled' if undo else 'disabled'}")
+
+    _with_services(work)
+
+
+@keys.command("create")
+def create_key(
+    username: str,
+    name: Annotated[str, typer.Option(help="What it is for.")] = "cli",
+    scopes: Annotated[str, typer.Option(help="Comma separated; default: all of the user's but admin.")] = "",
+    days: Annotated[int | None, typer.Option(help="Days until it ends; default: never.", min=1)] = None,
+) -> None:
+    """Make an API key for a user; it is shown this once."""
+    seconds = days * 86_400 if days else None
+    new = _checked(lambda: NewApiKey(name=name, scopes=_scopes(scopes) or None, expires_in=seconds))
+
+    async def work(services: Services) -> None:
+        user = await services.users.find(username)
+        made = await services.api_keys.create(user.id, new)
+        err.print(f"key [bold]{made.name}[/] ({made.id}), scopes: {' '.join(made.scopes)}; it is not shown again:")
+        sys.stdout.write(f"{made.key}\n")
+
+    _with_services(work)
+
+
+@keys.command("list")
+def list_keys(username: str) -> None:
+    """A user's API keys."""
+
+    async def work(services: Services) -> None:
+        user = await services.users.find(username)
+        table = Table("name", "id", "key", "scopes", "ends", "state", title=f"Keys of {username}")
+        for key in await services.api_keys.list_keys(user.id):
+            ends = key.expires_at.strftime("%Y-%m-%d") if key.expires_at else "never"
+            state = "[red]revoked[/]" if key.revoked else "[green]active[/]"
+            table.add_row(key.name, key.id, key.hint, " ".join(key.scopes), ends, state)
+        out.print(table)
+
+    _with_services(work)
+
+
+@keys.command("revoke")
+def revoke_key(username: str, key_id: str) -> None:
+    """End one of a user's API keys."""
+
+    async def work(services: Services) -> None:
+        user = await services.users.find(username)
+        await services.api_keys.revoke(user.id, key_id)
+        out.print(f"key {key_id} revoked")
+
+    _with_services(work)
+
+
+def _with_services(work: Callable[[Services], Awaitable[T]]) -> T:
+    settings = load_settings()
+    setup_logging(settings.log.model_copy(update={"level": "WARNING"}))
+
+    async def run() -> T:
+        async with open_services(settings) as services:
+            return await work(services)
+
+    return asyncio.run(run())
+
+
+def _checked(make: Callable[[], T]) -> T:
+    try:
+        return make()
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def _scopes(text: str) -> frozenset[Scope]:
+    return frozenset(_checked(lambda: [Scope(word) for word in text.replace(",", " ").split()]))
+
+
+def _address(host: str, port: int) -> str:
+    shown = "127.0.0.1" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host  # noqa: S104 - compared
+    return f"http://{shown}:{port}"
+
+
+def _welcome(services: Services, address: str, made_up: str | None) -> Group:
+    """What a newcomer needs: where it is, how to get in, what will answer, a call to paste."""
+    settings = services.settings
+    login = Text.assemble(
+        ("address  ", "dim"), (address, "bold cyan"), ("   docs ", "dim"), (f"{address}/docs", "cyan")
+    )
+    username = settings.security.admin_username
+    if made_up is not None:
+        login.append("\nlogin    ", "dim").append(username, "bold").append(" / ", "dim").append(made_up, "bold yellow")
+        login.append("   shown this once; keep it", "dim")
+    default = services.llm.default_model_id
+    login.append("\nmodel    ", "dim").append(
+        default or "none: see the settings", "bold green" if default else "bold red"
+    )
+    if default and default.startswith("offline/"):
+        login.append("   the embedded demonstration, by rules; set OPENAI_API_KEY for a real one", "dim")
+    providers = Table("provider", "from", "address", "state", box=None, pad_edge=False, header_style="dim")
+    for provider in services.llm.providers():
+        state = Text(
+            "configured" if provider.available else provider.unavailable_reason or "",
+            "green" if provider.available else "red",
+        )
+        providers.add_row(provider.name, provider.source, provider.base_url or "inside", state)
+    return Group(
+        Panel(
+            Group(login, Text(), providers, Text(), _agents_table(services)),
+            title="routeur-ia-api",
+            border_style="cyan",
+        ),
+        Text("Paste this into another terminal:", "dim"),
+    )
+
+
+def _agents_table(services: Services) -> Table:
+    table = Table("agent", "what it does", "state", box=None, pad_edge=False, header_style="dim")
+    for agent in services.registry.list_agents():
+        state = Text("ready", "green") if agent.available else Text(agent.unavailable_reason or "", "red")
+        table.add_row(f"{agent.id} (default)" if agent.default else agent.id, agent.description, state)
+    return table
+
+
+def _paste(address: str, username: str, made_up: str | None) -> str:
+    password = made_up or "$ADMIN_PASSWORD"
+    return (
+        f'TOKEN=$(curl -s {address}/auth/token -d grant_type=password -d username={username} -d password="{password}" \\\n'
+        "  | python3 -c 'import json,sys; print(json.load(sys.stdin)[\"access_token\"])')\n"
+        f"curl -N {address}/completion/stream -H \"Authorization: Bearer $TOKEN\" -H 'Content-Type: application/json' \\\n"
+        '  -d \'{"message": "What is 6 times 7?", "agent": "react"}\''
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,22 @@
+"""One use case, one transaction: everything in it is written, or nothing."""
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from core.database.repositories.credentials import (
+    ApiKeyRepository,
+    AuthEpochRepository,
+    LoginFailureRepository,
+    RefreshTokenRepository,
+)
+from core.database.repositories.users import UserRepository
+
+
+class UnitOfWork:
+    """The repositories of one transaction. Get one from `Database.unit_of_work()`; leaving it cleanly commits."""
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        self.users = UserRepository(connection)
+        self.api_keys = ApiKeyRepository(connection)
+        self.refresh_tokens = RefreshTokenRepository(connection)
+        self.login_failures = LoginFailureRepository(connection)
+        self.auth_epoch = AuthEpochRepository(connection)

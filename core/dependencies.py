@@ -1,0 +1,68 @@
+"""Who calls? FastAPI dependencies that turn a request's or a socket's credential into a `Principal`."""
+
+from collections.abc import Awaitable, Callable
+from typing import Annotated
+
+from fastapi import Depends
+from fastapi.security import APIKeyHeader, HTTPBearer, OAuth2PasswordBearer
+from starlette.requests import HTTPConnection
+
+from domain.auth import Principal, Scope
+from domain.errors import Forbidden, Unauthenticated
+from domain.ports import Authenticator
+
+MAX_CREDENTIAL_CHARS = 8_192
+
+# Only for the OpenAPI document (its login button and its generated clients); the reading is done below.
+_LOGIN = OAuth2PasswordBearer("/auth/token", refreshUrl="/auth/token", auto_error=False, scheme_name="login")
+_BEARER = HTTPBearer(auto_error=False, scheme_name="token", description="An access token or an API key (`rk_...`)")
+_API_KEY = APIKeyHeader(name="x-api-key", auto_error=False, scheme_name="api-key", description="An API key (`rk_...`)")
+DOCUMENTED_SCHEMES = (_LOGIN, _BEARER, _API_KEY)
+
+
+def credential_of(connection: HTTPConnection) -> str:
+    """The credential in `Authorization: Bearer` or `x-api-key`. Never in the URL: addresses end in logs.
+
+    Raises:
+        Unauthenticated: there is none, or more than one.
+    """
+    header = connection.headers.get("authorization")
+    key = connection.headers.get("x-api-key")
+    if header is not None and key is not None:
+        raise Unauthenticated("Send either Authorization or x-api-key, not both.")
+    if header is not None:
+        scheme, _, credential = header.partition(" ")
+        credential = credential.strip() if scheme.lower() == "bearer" else ""
+    else:
+        credential = (key or "").strip()
+    if not credential or len(credential) > MAX_CREDENTIAL_CHARS:
+        raise Unauthenticated("A bearer token or an API key is needed.")
+    return credential
+
+
+async def current_user(connection: HTTPConnection) -> Principal:
+    """The caller.
+
+    Raises:
+        Unauthenticated: no good credential.
+    """
+    authenticator: Authenticator = connection.app.state.authenticator
+    return await authenticator.authenticate(credential_of(connection))
+
+
+CurrentUser = Annotated[Principal, Depends(current_user)]
+
+
+def require(scope: Scope) -> Callable[[Principal], Awaitable[Principal]]:
+    """A dependency: the caller, who holds `scope` (or is an admin).
+
+    Raises:
+        Forbidden: when asked by someone who does not.
+    """
+
+    async def holder(caller: CurrentUser) -> Principal:
+        if not caller.may(scope):
+            raise Forbidden(f"The scope '{scope.value}' is needed.", code="missing_scope")
+        return caller
+
+    return holder

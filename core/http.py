@@ -1,0 +1,406 @@
+"""The outgoing client: one for each provider, pooled, bounded in time and bytes, and silent about what upstream says.
+
+It speaks aiohttp: eight times the calls per second of httpx on the same core (docs/adr/0005). Every failure leaves
+here as one of ours; a provider's own words go to the log only, because its 401 quotes our key.
+"""
+
+import asyncio
+import email.utils
+import logging
+import random
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from http import HTTPStatus
+from ipaddress import ip_address
+from typing import Any, Self
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+import aiohttp
+import orjson
+
+from core.logging import safe_line
+from domain.errors import (
+    InvalidRequest,
+    ModelNotFound,
+    RateLimited,
+    RouteurError,
+    UpstreamFailure,
+    UpstreamTimeout,
+)
+
+logger = logging.getLogger(__name__)
+
+MAX_LINE_BYTES = 4_000_000  # one event of a stream; a whole answer is rarely over 100 kB
+MAX_BODY_BYTES = 64_000_000  # one answer, or one stream
+MAX_ERROR_BYTES = 64_000
+_LONGEST_WAIT = 10.0  # seconds we wait for a provider's Retry-After; a longer one is told to the caller
+_LAST_BYTES = 0.05  # seconds for the end of the body after the last event, so that the connection can be kept
+_RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
+
+
+@dataclass(frozen=True, slots=True)
+class Deadlines:
+    """Seconds: until connected, until the first byte of the answer, between two reads, and for the whole call."""
+
+    connect: float = 5
+    first_byte: float = 60
+    idle: float = 30
+    total: float = 600
+    retries: int = 2
+
+
+class ProviderClient:
+    """Calls one provider.
+
+    Args:
+        name: the provider, for messages and logs.
+        base_url: without a trailing slash.
+        headers: sent with each call (authorization).
+        setting: what the operator should look at when the provider refuses our credentials.
+        quiet: failures are expected (looking whether anybody is there) and no warning.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        base_url: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        deadlines: Deadlines | None = None,
+        max_connections: int = 200,
+        setting: str = "the provider's key",
+        quiet: bool = False,
+    ) -> None:
+        self.name = name
+        self.base_url = base_url.rstrip("/")
+        self.deadlines = deadlines or Deadlines()
+        # identity: a compressed answer could unpack to a thousand times its size
+        self._headers = {"content-type": "application/json", "accept-encoding": "identity", **(headers or {})}
+        self._max_connections = max_connections
+        self._setting = setting
+        self._level = logging.DEBUG if quiet else logging.WARNING
+        self._proxy = _proxy_for(self.base_url)
+        self._session: aiohttp.ClientSession | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop | None:
+        """The event loop that owns the connections; None before the first call."""
+        return self._loop
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def get_json(self, path: str, *, within: float) -> Any:
+        """The JSON at `path`, asked for once.
+
+        Raises:
+            RouteurError: of the upstream kinds; the provider did not answer `within` that many seconds, or badly.
+        """
+        try:
+            async with asyncio.timeout(within):
+                async with self._open().get(
+                    self.base_url + path, headers=self._headers, allow_redirects=False, proxy=self._proxy
+                ) as response:
+                    body = await self._read_whole(response)
+                    if response.status != HTTPStatus.OK:
+                        raise self._failure(response.status, body[:MAX_ERROR_BYTES], response.headers, "")
+        except TimeoutError as error:
+            raise UpstreamTimeout(f"The provider '{self.name}' did not answer within {within:g} s.") from error
+        except aiohttp.ClientError as error:
+            raise self._broken(error) from error
+        return self._json(body)
+
+    async def post_json(self, path: str, payload: Mapping[str, Any], *, model: str = "") -> dict[str, Any]:
+        """The whole JSON answer to `payload`.
+
+        Raises:
+            RouteurError: of the upstream kinds, InvalidRequest or ModelNotFound.
+        """
+        async with self._answered(path, payload, model) as (response, first, clock):
+            clock.allow(self.deadlines.total)  # a whole answer is silent until it is there
+            body = first + await self._read_whole(response)
+        answer = self._json(body)
+        if not isinstance(answer, dict):
+            raise self.unreadable("not a JSON object")
+        return answer
+
+    @asynccontextmanager
+    async def stream_lines(
+        self, path: str, payload: Mapping[str, Any], *, model: str = ""
+    ) -> AsyncIterator[AsyncIterator[list[bytes]]]:
+        """The answer to `payload` as it comes: lists of whole lines, one list for each read of the socket.
+
+        Leaving the context closes the connection, or keeps it when the answer has been read to its end.
+
+        Raises:
+            RouteurError: as `post_json`; also while iterating, when the stream breaks, drips or hangs.
+        """
+        async with self._answered(path, payload, model) as (response, first, clock):
+            yield _Lines(self, response, first, clock)
+            await _read_last_bytes(response)
+
+    def unreadable(self, why: str) -> UpstreamFailure:
+        """The failure of an answer that makes no sense; `why` goes to the log."""
+        logger.log(
+            self._level, "provider sent what cannot be read", extra={"provider": self.name, "why": safe_line(why, 500)}
+        )
+        return UpstreamFailure(
+            f"The provider '{self.name}' sent an answer that cannot be read.", code="upstream_unreadable"
+        )
+
+    def error_in_stream(self, error: Any) -> RouteurError:
+        """The failure that a provider reports in the middle of a stream."""
+        body = orjson.dumps({"error": error}, default=str)
+        status = error.get("status") or error.get("code") if isinstance(error, dict) else None
+        return self._failure(status if isinstance(status, int) else 500, body, {}, "")
+
+    # -- one call --
+
+    @asynccontextmanager
+    async def _answered(
+        self, path: str, payload: Mapping[str, Any], model: str
+    ) -> AsyncIterator[tuple[aiohttp.ClientResponse, bytes, "_Clock"]]:
+        """A good response with its first bytes, under a clock."""
+        clock = _Clock(self.deadlines.total)
+        response: aiohttp.ClientResponse | None = None
+        try:
+            async with clock.timeout:
+                response, first = await self._begin(path, orjson.dumps(payload, default=str), model, clock)
+                yield response, first, clock
+        except TimeoutError as error:
+            if not clock.timeout.expired():
+                raise
+            raise UpstreamTimeout(
+                f"The provider '{self.name}' was silent for too long ({clock.spent():.1f} s in all)."
+            ) from error
+        except aiohttp.ClientError as error:
+            raise self._broken(error) from error
+        finally:
+            if response is not None:
+                if response.content.is_eof():
+                    response.release()
+                else:
+                    response.close()
+
+    async def _begin(self, path: str, body: bytes, model: str, clock: "_Clock") -> tuple[aiohttp.ClientResponse, bytes]:
+        """Send `body` until a first byte of a good answer is here. Nothing is repeated after that byte."""
+        attempt = 0
+        while True:
+            clock.allow(self.deadlines.first_byte)
+            try:
+                response = await self._open().post(
+                    self.base_url + path, data=body, headers=self._headers, allow_redirects=False, proxy=self._proxy
+                )
+                try:
+                    if response.status == HTTPStatus.OK:
+                        return response, await self._first_bytes(response)
+                    failure = self._failure(response.status, await self._read_some(response), response.headers, model)
+                except BaseException:
+                    response.close()
+                    raise
+                response.release()
+                again = response.status in _RETRIED
+            except (aiohttp.ClientError, ConnectionError) as error:
+                failure, again = self._broken(error), not isinstance(error, aiohttp.InvalidURL)
+            pause = _pause(attempt, failure.retry_after)
+            if not again or attempt >= self.deadlines.retries or pause is None:
+                raise failure
+            attempt += 1
+            clock.allow(pause + 1)
+            await asyncio.sleep(pause)
+
+    async def _first_bytes(self, response: aiohttp.ClientResponse) -> bytes:
+        if response.headers.get("content-encoding", "identity") != "identity":
+            raise self.unreadable("a compressed answer, though none was asked for")
+        first = await response.content.readany()
+        if not first and response.content.is_eof():
+            raise aiohttp.ClientPayloadError("an empty answer")
+        return first
+
+    async def _read_whole(self, response: aiohttp.ClientResponse) -> bytes:
+        pieces, size = [], 0
+        while chunk := await response.content.readany():
+            size += len(chunk)
+            if size > MAX_BODY_BYTES:
+                raise self.unreadable(f"more than {MAX_BODY_BYTES} bytes")
+            pieces.append(chunk)
+        return b"".join(pieces)
+
+    async def _read_some(self, response: aiohttp.ClientResponse) -> bytes:
+        pieces, size = [], 0
+        while size < MAX_ERROR_BYTES and (chunk := await response.content.readany()):
+            size += len(chunk)
+            pieces.append(chunk)
+        return b"".join(pieces)
+
+    def _open(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            self._loop = asyncio.get_running_loop()
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=self._max_connections, ttl_dns_cache=60, keepalive_timeout=30),
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=self.deadlines.connect),
+                auto_decompress=False,
+                cookie_jar=aiohttp.DummyCookieJar(),
+            )
+        return self._session
+
+    # -- what went wrong --
+
+    def _failure(self, status: int, body: bytes, headers: Mapping[str, str], model: str) -> RouteurError:
+        code, said = _provider_words(body)
+        logger.warning(
+            "provider refused",
+            extra={"provider": self.name, "status": status, "code": code, "said": safe_line(said, 500)},
+        )
+        name = f"The provider '{self.name}'"
+        if status in (401, 403):
+            return UpstreamFailure(
+                f"{name} refused our credentials; check {self._setting}.", code="upstream_credentials"
+            )
+        if status == 404:
+            return ModelNotFound(model or self.name, reason=f"{name} does not know it.")
+        if status in (400, 413, 422):
+            if "context_length" in code or "context length" in said.lower():
+                message = "The conversation is longer than the model's context."
+                return InvalidRequest(message, code="context_length_exceeded", param="messages")
+            return InvalidRequest(f"{name} refused the request (status {status}).", code="provider_refused")
+        if status == 429:
+            if code == "insufficient_quota":
+                return UpstreamFailure(f"{name} says that our account is out of credit.", code="upstream_quota")
+            return RateLimited(
+                f"{name} is busy; try again later.", retry_after=_retry_after(headers), code="upstream_busy"
+            )
+        return UpstreamFailure(f"{name} failed (status {status}).", retry_after=_retry_after(headers))
+
+    def _broken(self, error: Exception) -> UpstreamFailure | UpstreamTimeout:
+        logger.log(
+            self._level,
+            "connection to provider failed",
+            extra={"provider": self.name, "why": safe_line(f"{type(error).__name__}: {error}", 500)},
+        )
+        if isinstance(error, TimeoutError):  # aiohttp's own, for connecting
+            return UpstreamTimeout(f"The provider '{self.name}' did not accept the connection in time.")
+        if isinstance(error, aiohttp.ClientConnectorError):
+            return UpstreamFailure(f"The provider '{self.name}' cannot be reached.", code="upstream_unreachable")
+        return UpstreamFailure(f"The connection to the provider '{self.name}' broke.", code="upstream_broken")
+
+    def _json(self, body: bytes) -> Any:
+        try:
+            return orjson.loads(body)
+        except orjson.JSONDecodeError as error:
+            raise self.unreadable(str(error)) from error
+
+
+class _Lines:
+    """Whole lines of a response, a list for each read. A class and not a generator: it may be left unfinished."""
+
+    def __init__(self, client: ProviderClient, response: aiohttp.ClientResponse, first: bytes, clock: "_Clock") -> None:
+        self._client = client
+        self._content = response.content
+        self._clock = clock
+        self._chunk = first
+        self._tail = b""
+        self._read = 0
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> list[bytes]:
+        while chunk := self._chunk or await self._next_chunk():
+            self._chunk = b""
+            self._read += len(chunk)
+            if self._read > MAX_BODY_BYTES or len(self._tail) + len(chunk) > MAX_LINE_BYTES:
+                raise self._client.unreadable(f"over {MAX_LINE_BYTES} bytes in one line or {MAX_BODY_BYTES} in all")
+            lines = (self._tail + chunk).splitlines()
+            self._tail = b"" if chunk[-1] in b"\r\n" else lines.pop()
+            if lines:
+                return lines
+        if self._tail:
+            lines, self._tail = [self._tail], b""
+            return lines
+        raise StopAsyncIteration
+
+    async def _next_chunk(self) -> bytes:
+        self._clock.allow(self._client.deadlines.idle)
+        return await self._content.readany()
+
+
+class _Clock:
+    """A time limit that is moved on as long as something happens, and never past the end of the whole call."""
+
+    def __init__(self, total: float) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._began = self._loop.time()
+        self._end = self._began + total
+        self.timeout = asyncio.timeout(None)
+
+    def allow(self, seconds: float) -> None:
+        """From now on, that many seconds."""
+        self.timeout.reschedule(min(self._loop.time() + seconds, self._end))
+
+    def spent(self) -> float:
+        """Seconds since the call began."""
+        return self._loop.time() - self._began
+
+
+async def _read_last_bytes(response: aiohttp.ClientResponse) -> None:
+    """After the last event only the end of the body is due; with it the connection can be used again."""
+    if not response.content.is_eof():
+        with suppress(TimeoutError, aiohttp.ClientError):
+            async with asyncio.timeout(_LAST_BYTES):
+                while not response.content.at_eof():
+                    await response.content.readany()
+
+
+def _pause(attempt: int, retry_after: float | None) -> float | None:
+    """Seconds before the next try; None when the provider asks for more than we wait."""
+    if retry_after is not None:
+        return retry_after if retry_after <= _LONGEST_WAIT else None
+    return float(min(8.0, 0.25 * 2**attempt) * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, not a secret
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds, from `retry-after-ms` or `Retry-After` (seconds or a date)."""
+    try:
+        if milliseconds := headers.get("retry-after-ms"):
+            return max(0.0, float(milliseconds) / 1000)
+        value = headers.get("retry-after")
+        if value is None:
+            return None
+        if value.replace(".", "", 1).isdigit():
+            return float(value)
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    except ValueError:
+        return None
+
+
+def _provider_words(body: bytes) -> tuple[str, str]:
+    """A provider's error code and message, whatever shape it gave them."""
+    try:
+        parsed = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return "", body[:500].decode("utf-8", "replace")
+    error = parsed.get("error", parsed) if isinstance(parsed, dict) else parsed
+    if not isinstance(error, dict):
+        return "", str(error)
+    return str(error.get("code") or error.get("type") or ""), str(error.get("message") or error)
+
+
+def _proxy_for(base_url: str) -> str | None:
+    """The proxy of the environment for that address; never for this machine."""
+    parts = urlsplit(base_url)
+    host = parts.hostname or ""
+    try:
+        local = ip_address(host).is_loopback
+    except ValueError:
+        local = host == "localhost" or host.endswith(".localhost")
+    if local or proxy_bypass(host):
+        return None
+    return getproxies().get(parts.scheme)

@@ -1,0 +1,41 @@
+"""Any OpenAI-compatible server: vLLM, llama.cpp, LM Studio, LocalAI, a gateway. One class, any number of servers."""
+
+from typing import cast
+
+from langchain_core.language_models.chat_models import BaseChatModel
+
+from domain.agents import ModelParameters
+from services.llm_providers.base import BaseProvider, ListedModel
+from services.llm_providers.wire.answer import counted
+from services.llm_providers.wire.listing import listed_entries
+from services.llm_providers.wire.openai_chat import OpenAIWireChat
+from services.llm_providers.wire.parameters import given
+from services.llm_providers.wire.routed import RoutedChat
+
+
+class Provider(BaseProvider):
+    """A server by name."""
+
+    def chat_model(self, name: str, parameters: ModelParameters, fallbacks: list[BaseChatModel]) -> BaseChatModel:
+        """ChatOpenAI's conversions, plain `max_tokens`."""
+        return OpenAIWireChat(
+            model=name,
+            routeur_id=f"{self.config.name}/{name}",
+            provider_client=self.client,
+            fallbacks=cast(list[RoutedChat], fallbacks),
+            **given(
+                parameters, temperature="temperature", max_tokens="max_tokens", top_p="top_p", stop="stop", seed="seed"
+            ),
+        )
+
+    async def list_models(self, within: float) -> list[ListedModel]:
+        """Everything listed; vLLM and llama.cpp tell the context too."""
+        return [
+            ListedModel(
+                entry["id"],
+                "embedding" if "embed" in entry["id"].lower() else "chat",
+                context_window=counted(entry.get("max_model_len"))
+                or counted((entry.get("meta") or {}).get("n_ctx_train")),
+            )
+            for entry in await listed_entries(self.client, within)
+        ]

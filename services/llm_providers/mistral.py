@@ -1,0 +1,92 @@
+"""Mistral AI."""
+
+from typing import Any, Self, cast
+
+from langchain_core.language_models.chat_models import BaseChatModel
+from langchain_core.messages import BaseMessage
+from langchain_mistralai import ChatMistralAI
+from pydantic import SecretStr, model_validator
+
+from domain.agents import ModelParameters
+from domain.errors import InvalidRequest
+from domain.models import Abilities
+from services.llm_providers.base import BaseProvider, ListedModel
+from services.llm_providers.wire import openai_wire
+from services.llm_providers.wire.answer import Answer, Delta, counted
+from services.llm_providers.wire.listing import listed_entries
+from services.llm_providers.wire.parameters import given
+from services.llm_providers.wire.routed import RoutedChat
+
+_NOT_USED = SecretStr("not-used")  # the real key is in our client's headers
+_MAX_TEMPERATURE = 1.0  # ChatMistralAI and the API's documentation
+
+
+class MistralChat(RoutedChat, ChatMistralAI):  # type: ignore[misc] # its _agenerate names `stream`, ours takes it
+    """ChatMistralAI's conversions, `bind_tools` and `with_structured_output` over our client."""
+
+    temperature: float | None = None  # type: ignore[assignment] # absent: Mistral's own default for the model
+    top_p: float | None = None  # type: ignore[assignment]
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**{"api_key": _NOT_USED, **kwargs})
+
+    @model_validator(mode="after")
+    def validate_environment(self) -> Self:
+        """Takes the place of ChatMistralAI's, which builds two httpx clients for each instance."""
+        return self
+
+    def _path(self) -> str:
+        return openai_wire.COMPLETIONS
+
+    def _ask(
+        self, messages: list[BaseMessage], stop: list[str] | None, *, stream: bool, **kwargs: Any
+    ) -> dict[str, Any]:
+        dicts, parameters = self._create_message_dicts(messages, stop)
+        return {**parameters, **kwargs, "messages": dicts, "stream": stream}
+
+    def _read_line(self, answer: Answer, line: bytes) -> Delta | None:
+        return openai_wire.read_line(self._wire(), answer, line)
+
+    def _read_whole(self, answer: Answer, body: dict[str, Any]) -> Delta:
+        return openai_wire.read_whole(self._wire(), answer, body)
+
+
+class Provider(BaseProvider):
+    """Mistral AI, or whatever stands at MISTRAL_BASE_URL."""
+
+    def chat_model(self, name: str, parameters: ModelParameters, fallbacks: list[BaseChatModel]) -> BaseChatModel:
+        """ChatMistralAI, sending through our client."""
+        if parameters.temperature is not None and parameters.temperature > _MAX_TEMPERATURE:
+            raise InvalidRequest("Mistral's models take a temperature from 0 to 1.", param="temperature")
+        return MistralChat(
+            model_name=name,
+            routeur_id=f"{self.config.name}/{name}",
+            provider_client=self.client,
+            fallbacks=cast(list[RoutedChat], fallbacks),
+            **given(
+                parameters,
+                temperature="temperature",
+                max_tokens="max_tokens",
+                top_p="top_p",
+                stop="stop",
+                seed="random_seed",
+            ),
+        )
+
+    async def list_models(self, within: float) -> list[ListedModel]:
+        """Mistral says what each model can do; entries are repeated for their aliases."""
+        found: dict[str, ListedModel] = {}
+        for entry in await listed_entries(self.client, within):
+            able = entry.get("capabilities")
+            able = able if isinstance(able, dict) else {}
+            chat = able.get("completion_chat", True)
+            found[entry["id"]] = ListedModel(
+                entry["id"],
+                "chat" if chat else "transcription" if able.get("audio_transcription") else "embedding",
+                description=str(entry.get("description") or ""),
+                context_window=counted(entry.get("max_context_length")),
+                abilities=Abilities(
+                    streaming=chat or None, tools=able.get("function_calling"), vision=able.get("vision")
+                ),
+            )
+        return list(found.values())

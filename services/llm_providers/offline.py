@@ -1,0 +1,252 @@
+"""The embedded model: no network, no weights, no chance. It answers by rules, and says so.
+
+It is for the first minute of a newcomer, for demonstrations and for tests. It streams, calls tools, fills JSON schemas
+and counts tokens, so that everything around a model can be seen at work; it understands nothing.
+"""
+
+import asyncio
+import re
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any, cast
+
+import orjson
+from langchain_core.language_models.chat_models import BaseChatModel
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
+from langchain_core.runnables import Runnable
+from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
+
+from domain.agents import ModelParameters
+from domain.models import Abilities
+from domain.usage import Usage
+from services.llm_providers.base import BaseProvider, ListedModel
+from services.llm_providers.wire.answer import Answer, Delta, Fragment
+from services.llm_providers.wire.parameters import given
+from services.llm_providers.wire.routed import RoutedChat
+
+NAME = "rules"
+_TOKEN = re.compile(r"\w+|[^\w\s]")
+_PIECE = re.compile(r"\s*\S+\s*?")
+_CALL = re.compile(r"\bcall\s+(?P<name>[\w-]+)\s+with\s+(?P<arguments>\{.*\})", re.IGNORECASE | re.DOTALL)
+_SUM = re.compile(r"[-+(]*\s*\d[\d\s.,()]*(?:(?:\*\*|[-+*/^])[\s(]*-?\s*\d[\d\s.()]*\)*)+")
+_TIME = re.compile(r"\b(time|date|day|clock|today|now)\b", re.IGNORECASE)
+_WORDS = {" times ": " * ", " plus ": " + ", " minus ": " - ", " divided by ": " / ", "×": "*", "÷": "/", " x ": " * "}
+_ECHO_CHARS = 400
+_MAX_DEPTH = 8
+
+
+class OfflineChat(RoutedChat):
+    """A chat model made of rules."""
+
+    max_tokens: int | None = None
+    stop: list[str] | None = None
+
+    @property
+    def _llm_type(self) -> str:
+        return "routeur-offline"
+
+    def bind_tools(
+        self, tools: Sequence[Any], *, tool_choice: str | None = None, **kwargs: Any
+    ) -> Runnable[Any, AIMessage]:
+        """This model, knowing these tools. `tool_choice`: `any` or `required` for some call, a name for that one."""
+        known = [convert_to_openai_tool(tool) for tool in tools]
+        return cast(Runnable[Any, AIMessage], self.bind(tools=known, tool_choice=tool_choice, **kwargs))
+
+    async def _deltas(
+        self, answer: Answer, messages: list[BaseMessage], stop: list[str] | None, kwargs: dict[str, Any]
+    ) -> AsyncGenerator[list[Delta]]:
+        for delta in self._compose(answer, messages, stop, kwargs):
+            answer.add(delta)
+            yield [delta]
+            await asyncio.sleep(0)  # others have their turn, as with a model that has to be waited for
+
+    async def _whole(
+        self, answer: Answer, messages: list[BaseMessage], stop: list[str] | None, kwargs: dict[str, Any]
+    ) -> Delta:
+        deltas = self._compose(answer, messages, stop, kwargs)
+        for delta in deltas:
+            answer.add(delta)
+        return Delta("".join(delta.text for delta in deltas))
+
+    def _compose(
+        self, answer: Answer, messages: list[BaseMessage], stop: list[str] | None, kwargs: dict[str, Any]
+    ) -> list[Delta]:
+        """All pieces of the answer; its end and its usage are noted at once."""
+        tools = {tool["function"]["name"]: tool["function"] for tool in kwargs.get("tools") or []}
+        call = _tool_call(messages, tools, kwargs.get("tool_choice"))
+        answer.served = NAME
+        asked = sum(count_tokens(str(message.text)) for message in messages)
+        if call is not None:
+            answer.finish = "tool_calls"
+            answer.usage = _usage(asked, count_tokens(call.arguments) + 1)
+            return [Delta(fragments=(call,))]
+        text = _words(messages, kwargs.get("response_format"))
+        answer.finish = "stop"
+        for ending in stop or self.stop or ():
+            text = text.split(ending, 1)[0]
+        pieces, written = [], 0
+        for piece in _PIECE.findall(text):
+            size = count_tokens(piece)
+            if self.max_tokens is not None and written + size > self.max_tokens:
+                answer.finish = "length"
+                break
+            written += size
+            pieces.append(Delta(piece))
+        answer.usage = _usage(asked, written)
+        return pieces
+
+
+class Provider(BaseProvider):
+    """The models inside the house."""
+
+    def chat_model(self, name: str, parameters: ModelParameters, fallbacks: list[BaseChatModel]) -> BaseChatModel:
+        """The model of rules; it takes every parameter and heeds `max_tokens` and `stop`."""
+        return OfflineChat(routeur_id=f"offline/{name}", **given(parameters, max_tokens="max_tokens", stop="stop"))
+
+    async def list_models(self, within: float) -> list[ListedModel]:
+        """The one there is."""
+        return [
+            ListedModel(
+                NAME,
+                description="Offline demonstration: answers by rules, understands nothing",
+                context_window=1_000_000,
+                abilities=Abilities(streaming=True, tools=True, vision=False, json_schema=True, reasoning=False),
+            )
+        ]
+
+
+def count_tokens(text: str) -> int:
+    """Words and signs: what this model counts as tokens."""
+    return len(_TOKEN.findall(text))
+
+
+def _usage(inputs: int, outputs: int) -> Usage:
+    return Usage(input_tokens=inputs, output_tokens=outputs, total_tokens=inputs + outputs)
+
+
+def _words(messages: list[BaseMessage], response_format: Any) -> str:
+    schema = _schema_of(response_format)
+    if schema is not None:
+        return orjson.dumps(smallest_instance(schema, schema)).decode()
+    results = _last_results(messages)
+    if results:
+        told = "; ".join(f"{result.name or 'the tool'} answered: {str(result.text).strip()}" for result in results)
+        return f"{told} (offline demonstration model)"
+    said = _last_question(messages).strip()
+    said = said if len(said) <= _ECHO_CHARS else said[:_ECHO_CHARS] + " …"
+    return (
+        "This is the offline demonstration model, which answers by rules. Set OPENAI_API_KEY, MISTRAL_API_KEY or "
+        f"OLLAMA_BASE_URL for a real one. You said: {said}"
+    )
+
+
+def _tool_call(messages: list[BaseMessage], tools: dict[str, Any], choice: Any) -> Fragment | None:
+    """The call that the last question asks for, or that `choice` forces."""
+    if not tools or choice == "none":
+        return None
+    question = _last_question(messages)
+    if isinstance(choice, dict):
+        choice = choice.get("function", {}).get("name")
+    if choice in tools:
+        return _fragment(choice, _arguments_for(tools[choice], question))
+    if _last_results(messages):
+        return None  # it has been called; now answer
+    asked = _CALL.search(question)
+    if asked and asked["name"] in tools:
+        try:
+            return _fragment(asked["name"], orjson.loads(asked["arguments"]))
+        except orjson.JSONDecodeError:
+            return None
+    for name, tool in tools.items():
+        if "expression" in _properties(tool) and (expression := _expression(question)):
+            return _fragment(name, {"expression": expression})
+    for name in tools:
+        if re.search("clock|time|date", name) and _TIME.search(question):
+            return _fragment(name, {})
+    if choice in ("any", "required"):
+        name = next(iter(tools))
+        return _fragment(name, _arguments_for(tools[name], question))
+    return None
+
+
+def _fragment(name: str, arguments: dict[str, Any]) -> Fragment:
+    text = orjson.dumps(arguments).decode()
+    return Fragment(0, None, name, text)
+
+
+def _arguments_for(tool: dict[str, Any], question: str) -> dict[str, Any]:
+    schema = tool.get("parameters") or {}
+    arguments = smallest_instance(schema, schema)
+    if "expression" in _properties(tool) and (expression := _expression(question)):
+        arguments["expression"] = expression
+    return arguments if isinstance(arguments, dict) else {}
+
+
+def _properties(tool: dict[str, Any]) -> dict[str, Any]:
+    return cast(dict[str, Any], (tool.get("parameters") or {}).get("properties") or {})
+
+
+def _expression(question: str) -> str | None:
+    for word, sign in _WORDS.items():
+        question = question.replace(word, sign)
+    found = _SUM.search(question)
+    return found.group().strip().rstrip(".,") if found else None
+
+
+def _last_question(messages: list[BaseMessage]) -> str:
+    return next((str(message.text) for message in reversed(messages) if isinstance(message, HumanMessage)), "")
+
+
+def _last_results(messages: list[BaseMessage]) -> list[ToolMessage]:
+    """The tool answers at the end of the conversation."""
+    results: list[ToolMessage] = []
+    for message in reversed(messages):
+        if not isinstance(message, ToolMessage):
+            break
+        results.insert(0, message)
+    return results
+
+
+def _schema_of(response_format: Any) -> dict[str, Any] | None:
+    if isinstance(response_format, type):
+        return convert_to_json_schema(response_format)
+    if not isinstance(response_format, dict):
+        return None
+    if response_format.get("type") == "json_object":
+        return {"type": "object", "properties": {"answer": {"type": "string"}}, "required": ["answer"]}
+    wanted = response_format.get("json_schema")
+    return wanted.get("schema") if isinstance(wanted, dict) else None
+
+
+def smallest_instance(schema: Any, root: dict[str, Any], depth: int = 0) -> Any:
+    """The plainest value that fits a JSON schema: defaults, first choices, required fields only."""
+    if not isinstance(schema, dict) or depth > _MAX_DEPTH:
+        return None
+    if "$ref" in schema:
+        target: Any = root
+        for part in str(schema["$ref"]).removeprefix("#/").split("/"):
+            target = target.get(part, {}) if isinstance(target, dict) else {}
+        return smallest_instance(target, root, depth + 1)
+    for key in ("const", "default"):
+        if key in schema:
+            return schema[key]
+    if schema.get("enum"):
+        return schema["enum"][0]
+    for key in ("anyOf", "oneOf", "allOf"):
+        if schema.get(key):
+            return smallest_instance(schema[key][0], root, depth + 1)
+    kind = schema.get("type")
+    if isinstance(kind, list):
+        kind = kind[0]
+    if kind == "object" or "properties" in schema:
+        fields = schema.get("properties") or {}
+        return {
+            name: smallest_instance(fields.get(name, {}), root, depth + 1) for name in schema.get("required") or fields
+        }
+    if kind == "array":
+        count = max(0, int(schema.get("minItems") or 0))
+        return [smallest_instance(schema.get("items", {}), root, depth + 1) for _ in range(min(count, 16))]
+    if kind in ("integer", "number"):
+        return schema.get("minimum", schema.get("exclusiveMinimum", -1) + 1)
+    if kind == "boolean":
+        return False
+    return "offline".ljust(min(int(schema.get("minLength") or 0), 1_000), ".") if kind == "string" else None

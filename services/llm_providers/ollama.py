@@ -1,0 +1,119 @@
+"""Ollama, by its own API (`/api/chat`, one JSON object a line)."""
+
+from typing import Any, Self, cast
+
+import orjson
+from langchain_core.language_models.chat_models import BaseChatModel
+from langchain_core.messages import BaseMessage
+from langchain_ollama import ChatOllama
+from pydantic import model_validator
+
+from domain.agents import ModelParameters
+from domain.models import Abilities
+from domain.usage import Usage
+from services.llm_providers.base import BaseProvider, ListedModel
+from services.llm_providers.wire.answer import Answer, Delta, Fragment, counted
+from services.llm_providers.wire.parameters import given
+from services.llm_providers.wire.routed import RoutedChat
+
+
+class OllamaChat(RoutedChat, ChatOllama):
+    """ChatOllama's conversions, `bind_tools` and `with_structured_output` over our client."""
+
+    @model_validator(mode="after")
+    def _set_clients(self) -> Self:
+        """Takes the place of ChatOllama's, which builds two httpx clients for each instance."""
+        return self
+
+    def _path(self) -> str:
+        return "/api/chat"
+
+    def _ask(
+        self, messages: list[BaseMessage], stop: list[str] | None, *, stream: bool, **kwargs: Any
+    ) -> dict[str, Any]:
+        payload = self._chat_params(messages, stop, **kwargs, stream=stream)
+        return {name: value for name, value in payload.items() if value is not None}
+
+    def _read_line(self, answer: Answer, line: bytes) -> Delta | None:
+        if not line.strip():
+            return None
+        try:
+            event = orjson.loads(line)
+        except orjson.JSONDecodeError as error:
+            raise self._wire().unreadable(str(error)) from error
+        if not isinstance(event, dict):
+            raise self._wire().unreadable("a line that is not an object")
+        return self._read_event(answer, event)
+
+    def _read_whole(self, answer: Answer, body: dict[str, Any]) -> Delta:
+        return self._read_event(answer, body)
+
+    def _read_event(self, answer: Answer, event: dict[str, Any]) -> Delta:
+        if event.get("error"):
+            raise self._wire().error_in_stream(event["error"])
+        if answer.served is None:
+            answer.served = event.get("model")
+        was_over = answer.done
+        if event.get("done"):
+            answer.done = True
+            answer.finish = event.get("done_reason") or "stop"
+            inputs, outputs = counted(event.get("prompt_eval_count")), counted(event.get("eval_count"))
+            if inputs is not None and outputs is not None:
+                answer.usage = Usage(input_tokens=inputs, output_tokens=outputs, total_tokens=inputs + outputs)
+        message = event.get("message")
+        if was_over or not isinstance(message, dict):
+            return Delta()
+        return Delta(
+            str(message.get("content") or ""),
+            str(message.get("thinking") or ""),
+            _fragments(message.get("tool_calls"), len(answer.calls)),
+        )
+
+
+def _fragments(calls: Any, already: int) -> tuple[Fragment, ...]:
+    """Ollama's calls come whole, without ids, with their arguments as an object."""
+    found = []
+    for position, call in enumerate(calls if isinstance(calls, list) else []):
+        function = call.get("function") if isinstance(call, dict) else None
+        if isinstance(function, dict):
+            arguments = function.get("arguments")
+            text = arguments if isinstance(arguments, str) else orjson.dumps(arguments or {}).decode()
+            found.append(Fragment(already + position, call.get("id"), function.get("name"), text))
+    return tuple(found)
+
+
+class Provider(BaseProvider):
+    """An Ollama server."""
+
+    def chat_model(self, name: str, parameters: ModelParameters, fallbacks: list[BaseChatModel]) -> BaseChatModel:
+        """ChatOllama, sending through our client."""
+        return OllamaChat(
+            model=name,
+            routeur_id=f"{self.config.name}/{name}",
+            provider_client=self.client,
+            fallbacks=cast(list[RoutedChat], fallbacks),
+            **given(
+                parameters, temperature="temperature", max_tokens="num_predict", top_p="top_p", stop="stop", seed="seed"
+            ),
+        )
+
+    async def list_models(self, within: float) -> list[ListedModel]:
+        """What has been pulled."""
+        body = await self.client.get_json("/api/tags", within=within)
+        entries = body.get("models") if isinstance(body, dict) else None
+        if not isinstance(entries, list):
+            raise self.client.unreadable("a list of models without models")
+        found = []
+        for entry in entries:
+            if isinstance(entry, dict) and isinstance(name := entry.get("name") or entry.get("model"), str):
+                able = entry.get("capabilities") or []
+                found.append(
+                    ListedModel(
+                        name,
+                        "embedding" if "embed" in name else "chat",
+                        abilities=Abilities(
+                            streaming=True, tools="tools" in able or None, vision="vision" in able or None
+                        ),
+                    )
+                )
+        return found

@@ -1,0 +1,60 @@
+"""OpenAI."""
+
+from typing import Any, Literal, cast
+
+from langchain_core.language_models.chat_models import BaseChatModel
+
+from domain.agents import ModelParameters
+from services.llm_providers.base import BaseProvider, ListedModel
+from services.llm_providers.wire.listing import listed_entries
+from services.llm_providers.wire.openai_chat import OpenAIChat
+from services.llm_providers.wire.parameters import given
+from services.llm_providers.wire.routed import RoutedChat
+
+Kind = Literal["chat", "embedding", "transcription", "speech"]
+
+#: Models of the list that are no chat models, by what their names hold; in this order.
+_KINDS: tuple[tuple[str, Kind | None], ...] = (
+    ("embedding", "embedding"),
+    ("whisper", "transcription"),
+    ("transcribe", "transcription"),
+    ("tts", "speech"),
+    ("realtime", None),
+    ("audio", None),
+    ("image", None),
+    ("dall-e", None),
+    ("sora", None),
+    ("moderation", None),
+    ("instruct", None),
+    ("davinci", None),
+    ("babbage", None),
+)
+
+
+class Provider(BaseProvider):
+    """OpenAI, or whatever stands at OPENAI_BASE_URL."""
+
+    def chat_model(self, name: str, parameters: ModelParameters, fallbacks: list[BaseChatModel]) -> BaseChatModel:
+        """ChatOpenAI, sending through our client."""
+        return OpenAIChat(
+            model=name,
+            routeur_id=f"{self.config.name}/{name}",
+            provider_client=self.client,
+            fallbacks=cast(list[RoutedChat], fallbacks),
+            **_asked(parameters),
+        )
+
+    async def list_models(self, within: float) -> list[ListedModel]:
+        """Chat, embedding and audio models; others are left out."""
+        found = []
+        for entry in await listed_entries(self.client, within):
+            kind: Kind | None = next((kind for word, kind in _KINDS if word in entry["id"]), "chat")
+            if kind is not None:
+                found.append(ListedModel(entry["id"], kind))
+        return found
+
+
+def _asked(parameters: ModelParameters) -> dict[str, Any]:
+    return given(
+        parameters, temperature="temperature", max_tokens="max_tokens", top_p="top_p", stop="stop", seed="seed"
+    )

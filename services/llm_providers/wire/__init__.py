@@ -1,0 +1,1 @@
+"""What the vendors share: how an answer is put together, and how a chat model speaks to its run."""

@@ -1,0 +1,263 @@
+"""`RoutedChat`: a LangChain chat model that sends through our client and tells its run every token directly."""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+import orjson
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
+from langchain_core.language_models.chat_models import BaseChatModel
+from langchain_core.messages import AIMessageChunk, BaseMessage
+from langchain_core.messages.tool import tool_call_chunk
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from pydantic import ConfigDict, Field
+from uuid_utils import uuid7
+
+from core.http import ProviderClient
+from domain.errors import RateLimited, RouteurError, UpstreamFailure, UpstreamTimeout
+from services.llm_providers.wire.answer import Answer, Delta, usage_metadata
+from services.model_stream import ModelListener, current_listener
+
+logger = logging.getLogger(__name__)
+
+#: Failures after which another model may answer instead, as long as nothing has been said.
+REPLACEABLE = (UpstreamFailure, UpstreamTimeout, RateLimited)
+_NO_STREAM = "nostream"  # langgraph.constants.TAG_NOSTREAM
+
+
+class RoutedChat(BaseChatModel):
+    """What all our chat models do alike. A vendor adds how to ask and how to read (the four methods below).
+
+    Attributes:
+        routeur_id: `provider/name`.
+        fallbacks: models that answer when this one cannot begin to.
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    routeur_id: str
+    provider_client: ProviderClient | None = Field(None, exclude=True, repr=False)
+    fallbacks: list["RoutedChat"] = Field(default_factory=list, exclude=True, repr=False)
+
+    # -- what a vendor says --
+
+    def _ask(
+        self, messages: list[BaseMessage], stop: list[str] | None, *, stream: bool, **kwargs: Any
+    ) -> dict[str, Any]:
+        """The JSON to send."""
+        raise NotImplementedError
+
+    def _path(self) -> str:
+        """Where to send it, below the provider's address."""
+        raise NotImplementedError
+
+    def _read_line(self, answer: Answer, line: bytes) -> Delta | None:
+        """What one line of the stream adds; notes usage and end in `answer`."""
+        raise NotImplementedError
+
+    def _read_whole(self, answer: Answer, body: dict[str, Any]) -> Delta:
+        """The delta of an unstreamed answer."""
+        raise NotImplementedError
+
+    # -- what LangChain calls --
+
+    def _should_stream(self, **kwargs: Any) -> bool:
+        """Never through callbacks while a run listens to us directly."""
+        return current_listener.get() is None and super()._should_stream(**kwargs)
+
+    async def _agenerate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        kwargs.pop("stream", None)
+        listener = current_listener.get()
+        hushed = run_manager is not None and _NO_STREAM in (run_manager.tags or ())
+        message_id = new_message_id()
+        chain: list[RoutedChat] = [self, *self.fallbacks]
+        for model in chain:
+            answer = Answer()
+            try:
+                await model._answer(answer, messages, stop, listener, None if hushed else message_id, kwargs)
+            except REPLACEABLE as error:
+                if answer.begun or model is chain[-1]:
+                    raise
+                logger.warning("model cannot answer, the next one is asked", extra=_replacement(model, error))
+                continue
+            message = answer.message(message_id, model.routeur_id)
+            if isinstance(kwargs.get("response_format"), type):  # with_structured_output reads what was parsed
+                message.additional_kwargs["parsed"] = _parsed(answer.text)
+            return ChatResult(generations=[ChatGeneration(message=message)])
+        raise AssertionError("a chain is never empty")  # pragma: no cover
+
+    async def _astream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[ChatGenerationChunk]:
+        kwargs.pop("stream", None)
+        message_id = new_message_id()
+        chain: list[RoutedChat] = [self, *self.fallbacks]
+        for model in chain:
+            answer = Answer()
+            try:
+                async with aclosing(model._deltas(answer, messages, stop, kwargs)) as batches:
+                    async for deltas in batches:
+                        for delta in deltas:
+                            chunk = ChatGenerationChunk(message=_chunk(delta, message_id))
+                            if run_manager:
+                                await run_manager.on_llm_new_token(delta.text, chunk=chunk)
+                            yield chunk
+            except REPLACEABLE as error:
+                if answer.begun or model is chain[-1]:
+                    raise
+                logger.warning("model cannot answer, the next one is asked", extra=_replacement(model, error))
+                continue
+            last = AIMessageChunk(
+                content="",
+                id=message_id,
+                usage_metadata=usage_metadata(answer.usage),
+                response_metadata={"finish_reason": answer.finish_reason, "routeur_model": model.routeur_id},
+                chunk_position="last",
+            )
+            yield ChatGenerationChunk(message=last)
+            return
+
+    def _generate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        """For graphs with plain `def` nodes: LangGraph runs those in a thread, the call itself happens on our loop."""
+        loop = self.provider_client.loop if self.provider_client else None
+        if loop is None or not loop.is_running():
+            raise RuntimeError("this model is async: call ainvoke(), or invoke() from a node that LangGraph runs")
+        try:
+            on_loop = asyncio.get_running_loop() is loop
+        except RuntimeError:
+            on_loop = False
+        if on_loop:
+            raise RuntimeError("invoke() would block the event loop; await ainvoke() instead")
+        return asyncio.run_coroutine_threadsafe(self._agenerate(messages, stop, None, **kwargs), loop).result()
+
+    # -- one call --
+
+    async def _answer(
+        self,
+        answer: Answer,
+        messages: list[BaseMessage],
+        stop: list[str] | None,
+        listener: ModelListener | None,
+        speak_as: str | None,
+        kwargs: dict[str, Any],
+    ) -> None:
+        """Fill `answer`; tell `listener` as it comes. However it ends, the listener hears what it cost."""
+        refused = False
+        try:
+            if listener is not None and listener.streams:
+                async with aclosing(self._deltas(answer, messages, stop, kwargs)) as batches:
+                    async for deltas in batches:
+                        if speak_as is not None:
+                            for delta in deltas:
+                                if delta.text:
+                                    listener.text(speak_as, delta.text)
+                                if delta.reasoning:
+                                    listener.reasoning(speak_as, delta.reasoning)
+                        if listener.full:
+                            await listener.drained()
+                return
+            whole = await self._whole(answer, messages, stop, kwargs)
+            if listener is not None and speak_as is not None:
+                if whole.reasoning:
+                    listener.reasoning(speak_as, whole.reasoning)
+                if whole.text:
+                    listener.text(speak_as, whole.text)
+        except RouteurError:
+            refused = not answer.begun  # nothing was generated, as far as anybody can know: nothing to count
+            raise
+        finally:
+            if listener is not None and not refused:
+                listener.call_finished(self.routeur_id, answer.usage, answer.finish_reason)
+
+    async def _deltas(
+        self, answer: Answer, messages: list[BaseMessage], stop: list[str] | None, kwargs: dict[str, Any]
+    ) -> AsyncGenerator[list[Delta]]:
+        """The pieces of a streamed answer, a list for each read of the socket."""
+        client = self._wire()
+        payload = self._ask(messages, stop, stream=True, **kwargs)
+        read_line = self._read_line
+        async with client.stream_lines(self._path(), payload, model=self.routeur_id) as batches:
+            async for lines in batches:
+                deltas = []
+                try:
+                    for line in lines:
+                        delta = read_line(answer, line)
+                        if delta is not None:
+                            answer.add(delta)
+                            deltas.append(delta)
+                finally:
+                    # What stood before a broken line has arrived, and is told.
+                    if deltas:
+                        yield deltas
+                if answer.done:
+                    break
+        if answer.finish is None:
+            logger.warning("provider broke off", extra={"provider": client.name})
+            raise UpstreamFailure(f"The provider '{client.name}' broke off in the middle.", code="upstream_cut")
+
+    async def _whole(
+        self, answer: Answer, messages: list[BaseMessage], stop: list[str] | None, kwargs: dict[str, Any]
+    ) -> Delta:
+        """An unstreamed answer."""
+        client = self._wire()
+        body = await client.post_json(
+            self._path(), self._ask(messages, stop, stream=False, **kwargs), model=self.routeur_id
+        )
+        delta = self._read_whole(answer, body)
+        answer.add(delta)
+        if answer.finish is None:
+            raise UpstreamFailure(f"The provider '{client.name}' broke off in the middle.", code="upstream_cut")
+        return delta
+
+    def _wire(self) -> ProviderClient:
+        if self.provider_client is None:
+            raise RuntimeError(f"{self.routeur_id} has no provider client")
+        return self.provider_client
+
+
+def new_message_id() -> str:
+    """An id for the message that a call will give."""
+    return f"msg_{uuid7().hex}"
+
+
+def _chunk(delta: Delta, message_id: str) -> AIMessageChunk:
+    chunk = AIMessageChunk(
+        content=delta.text,
+        id=message_id,
+        tool_call_chunks=[
+            tool_call_chunk(name=part.name, args=part.arguments, id=part.id, index=part.index)
+            for part in delta.fragments
+        ],
+    )
+    if delta.reasoning:
+        chunk.additional_kwargs["reasoning_content"] = delta.reasoning
+    return chunk
+
+
+def _replacement(model: RoutedChat, error: RouteurError) -> dict[str, str]:
+    return {"model": model.routeur_id, "code": error.code}
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return None

@@ -1,0 +1,413 @@
+"""The LLM factory: a model id in, a LangChain chat model out; and the list of what there is.
+
+Providers are imported when first used. Which model answers when none is named: the agent's own, DEFAULT_MODEL, the
+first configured provider's default, a model server recognised on this machine (development), `offline/rules`
+(development). Never silently from one to another: what serves is named in every answer.
+"""
+
+import asyncio
+import importlib
+import logging
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from langchain_core.language_models.chat_models import BaseChatModel
+
+from config.catalogue import CatalogueEntry, load_catalogue
+from config.settings import ProviderSettings, Settings
+from core.http import Deadlines
+from domain.agents import ModelParameters
+from domain.enums import ModelName
+from domain.errors import InvalidRequest, ModelNotFound, RouteurError, Unavailable
+from domain.models import Abilities, ModelInfo, ModelList, ProviderInfo
+from domain.usage import Price
+from services.llm_providers.base import BaseProvider, ListedModel, ProviderConfig
+from services.local_servers import CANDIDATES, Candidate, find_local_servers
+
+logger = logging.getLogger(__name__)
+
+OPENAI_DEFAULT = ModelName.GPT_4O_MINI.bare
+MISTRAL_DEFAULT = ModelName.MISTRAL_SMALL.bare
+_LIST_TTL = 60.0  # seconds that a provider's list is believed
+_LIST_WITHIN = 2.0  # seconds for a provider to list its models
+_NO_MODEL = (
+    "No model is configured. Set OPENAI_API_KEY, MISTRAL_API_KEY, OLLAMA_BASE_URL or COMPATIBLE_PROVIDERS, "
+    "or DEFAULT_MODEL; OFFLINE_PROVIDER=true offers the embedded demonstration model."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedModel:
+    """A model whose provider is configured."""
+
+    provider: str
+    name: str
+
+    @property
+    def id(self) -> str:
+        """`provider/name`."""
+        return f"{self.provider}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Listing:
+    models: tuple[ListedModel, ...]
+    reason: str | None
+    until: float
+
+
+class LLMService:
+    """Chat models by id."""
+
+    def __init__(
+        self, configs: list[ProviderConfig], catalogue: Mapping[str, CatalogueEntry], settings: ProviderSettings
+    ) -> None:
+        self._configs = {config.name: config for config in configs}
+        self._catalogue = catalogue
+        self._fallbacks = settings.model_fallbacks
+        self._asked_default = settings.default_model
+        self._default: str | None = None
+        self._providers: dict[str, BaseProvider] = {}
+        self._listings: dict[str, _Listing] = {}
+        self._listing: dict[str, asyncio.Lock] = {}
+
+    # -- which model --
+
+    @property
+    def default_model_id(self) -> str | None:
+        """What answers when neither caller nor agent names a model; None: nothing is configured."""
+        return self._default
+
+    async def resolve(self, asked: str | None, agent_model: str | None = None) -> ResolvedModel:
+        """The model that shall answer. No input or output for `provider/name` and for defaults.
+
+        Raises:
+            ModelNotFound: no configured provider has it; the message lists what can be called.
+            InvalidRequest: several providers list that bare name.
+            Unavailable: none was named and none is configured.
+        """
+        named = asked or agent_model or self._default or await self._default_now()
+        return self._split(named) or await self._find_bare(named)
+
+    async def choose_default(self) -> None:
+        """Settle what answers when no model is named; asks a server for its list where need be.
+
+        A configured provider that does not answer leaves the question open: nobody steps in for it unasked.
+        """
+        if self._asked_default:
+            self._default = (await self.resolve(self._asked_default)).id
+            return
+        for config in self._configs.values():
+            if config.default_model:
+                self._default = f"{config.name}/{config.default_model}"
+                return
+            listed = await self._listed(config.name)
+            first = next((model for model in listed.models if model.kind == "chat"), None)
+            if first is not None:
+                self._default = f"{config.name}/{first.name}"
+            if first is not None or config.source == "setting":
+                return
+
+    async def _default_now(self) -> str:
+        """The default, asked for again: a server that was down at the start may be up."""
+        await self.choose_default()
+        if self._default is None:
+            reasons = [listing.reason for listing in self._listings.values() if listing.reason]
+            raise Unavailable(" ".join([*reasons, _NO_MODEL]), code="no_model")
+        return self._default
+
+    def _split(self, named: str) -> ResolvedModel | None:
+        """`provider/name` or `provider:name` of a configured provider; or a built-in by its bare name."""
+        for separator in ("/", ":"):
+            provider, found, name = named.partition(separator)
+            if found and name and provider in self._configs:
+                return ResolvedModel(provider, name)
+        for built_in in ModelName:
+            provider = built_in.value.partition("/")[0]
+            if named in (built_in.bare, built_in.name) and provider in self._configs:
+                return ResolvedModel(provider, built_in.bare)
+        return None
+
+    async def _find_bare(self, named: str) -> ResolvedModel:
+        await asyncio.gather(*(self._listed(name) for name in self._configs))
+        having = [name for name in self._configs if any(model.name == named for model in self._listings[name].models)]
+        if len(having) > 1:
+            choices = ", ".join(f"{provider}/{named}" for provider in having)
+            raise InvalidRequest(
+                f"Several providers have '{named[:200]}': {choices}.", code="ambiguous_model", param="model"
+            )
+        if not having:
+            raise ModelNotFound(named, self._known_ids())
+        return ResolvedModel(having[0], named)
+
+    # -- the factory --
+
+    def get_llm(
+        self,
+        model: str | ModelName,
+        temperature: float | None = None,
+        max_tokens: int | None = None,
+        *,
+        parameters: ModelParameters | None = None,
+    ) -> BaseChatModel:
+        """A chat model, with its fallbacks behind it.
+
+        Args:
+            model: `provider/name` of a configured provider, or a built-in.
+            temperature: 0 to 2; None leaves it to the provider.
+            max_tokens: the most tokens to write.
+            parameters: all parameters at once; the two above win.
+
+        Raises:
+            ModelNotFound: the provider is not configured.
+            InvalidRequest: a parameter that the provider does not take.
+            Unavailable: the provider's package is not installed.
+        """
+        given = {"temperature": temperature, "max_tokens": max_tokens}
+        over = ModelParameters(**{name: value for name, value in given.items() if value is not None})
+        chosen = (parameters or ModelParameters()).merged(over)
+        resolved = self._split(str(model))
+        if resolved is None:
+            raise ModelNotFound(str(model), self._known_ids())
+        fallbacks = [self._build(other, chosen, []) for other in self._chain(resolved)]
+        return self._build(resolved, chosen, fallbacks)
+
+    def price(self, model_id: str) -> Price | None:
+        """Dollars per million tokens; None: unknown."""
+        entry = self._catalogue.get(model_id)
+        return entry.price if entry else None
+
+    async def warm_up(self) -> None:
+        """Import the default model's provider beforehand, in a thread: the first caller need not wait for it."""
+        if self._default is not None:
+            vendor = self._configs[self._default.partition("/")[0]].vendor
+            await asyncio.to_thread(importlib.import_module, f"services.llm_providers.{vendor}")
+
+    def _chain(self, model: ResolvedModel) -> list[ResolvedModel]:
+        """The fallbacks of that model whose providers are configured."""
+        return [found for name in self._fallbacks.get(model.id, ()) if (found := self._split(name)) is not None]
+
+    def _build(
+        self, model: ResolvedModel, parameters: ModelParameters, fallbacks: list[BaseChatModel]
+    ) -> BaseChatModel:
+        return self._provider(model.provider).chat_model(model.name, parameters, fallbacks)
+
+    def _provider(self, name: str) -> BaseProvider:
+        provider = self._providers.get(name)
+        if provider is None:
+            config = self._configs[name]
+            try:
+                # Seconds of imports for each vendor: only those that are used are paid for.
+                module = importlib.import_module(f"services.llm_providers.{config.vendor}")
+            except ImportError as error:
+                raise Unavailable(
+                    f"The provider '{name}' needs a package that is not installed: uv sync --extra {config.vendor}.",
+                    code="provider_not_installed",
+                ) from error
+            provider = self._providers[name] = module.Provider(config)
+        return provider
+
+    # -- what there is --
+
+    async def list_available_models(self) -> ModelList:
+        """Every provider and its models. A provider that does not answer is listed with the reason."""
+        await asyncio.gather(*(self._listed(name) for name in self._configs))
+        models = [model for name in self._configs for model in self._models_of(name)]
+        return ModelList(default_model=self._default, providers=self.providers(), models=models)
+
+    async def get_model(self, model_id: str) -> ModelInfo:
+        """One model.
+
+        Raises:
+            ModelNotFound: no configured provider lists it, and the catalogue does not know it.
+        """
+        resolved = await self.resolve(model_id)
+        await self._listed(resolved.provider)
+        for model in self._models_of(resolved.provider):
+            if model.name == resolved.name:
+                return model
+        raise ModelNotFound(model_id, self._known_ids())
+
+    def providers(self) -> list[ProviderInfo]:
+        """Every configured provider, as it stood when it was last asked."""
+        return [self._provider_info(config) for config in self._configs.values()]
+
+    def _provider_info(self, config: ProviderConfig) -> ProviderInfo:
+        listing = self._listings.get(config.name)
+        return ProviderInfo(
+            name=config.name,
+            source=config.source,
+            base_url=config.base_url or None,
+            available=listing is None or listing.reason is None,
+            unavailable_reason=listing.reason if listing else None,
+            default_model=config.default_model,
+        )
+
+    def _models_of(self, provider: str) -> list[ModelInfo]:
+        """What is listed, plus what the catalogue knows where the provider could not be asked."""
+        listing = self._listings[provider]
+        listed = {model.name: model for model in listing.models}
+        names = list(listed)
+        if listing.reason is not None:
+            names += [known.partition("/")[2] for known in self._catalogue if known.startswith(f"{provider}/")]
+        return [self._model_info(provider, name, listed.get(name), listing.reason) for name in names]
+
+    def _model_info(self, provider: str, name: str, listed: ListedModel | None, reason: str | None) -> ModelInfo:
+        model_id = f"{provider}/{name}"
+        known = self._catalogue.get(model_id) or CatalogueEntry()
+        listed = listed or ListedModel(name, known.kind)
+        told = {key: value for key, value in listed.abilities.model_dump().items() if value is not None}
+        return ModelInfo(
+            id=model_id,
+            provider=provider,
+            name=name,
+            description=known.description or listed.description,
+            kind=known.kind if model_id in self._catalogue else listed.kind,
+            context_window=listed.context_window or known.context_window,
+            max_output_tokens=known.max_output_tokens,
+            price=known.price,
+            abilities=Abilities(**{**known.abilities.model_dump(), **told}),
+            available=reason is None,
+            unavailable_reason=reason,
+            default=model_id == self._default,
+            offline=provider == "offline",
+        )
+
+    async def _listed(self, name: str) -> _Listing:
+        """A provider's list, asked for once a minute, by one caller for all."""
+        known = self._listings.get(name)
+        if known is not None and known.until > time.monotonic():
+            return known
+        async with self._listing.setdefault(name, asyncio.Lock()):
+            known = self._listings.get(name)
+            if known is not None and known.until > time.monotonic():
+                return known
+            models: tuple[ListedModel, ...] = ()
+            reason = None
+            try:
+                models = tuple(await self._provider(name).list_models(_LIST_WITHIN))
+            except RouteurError as error:
+                reason = error.message
+            self._listings[name] = _Listing(models, reason, time.monotonic() + _LIST_TTL)
+            return self._listings[name]
+
+    def _known_ids(self) -> list[str]:
+        """What to offer somebody who named a model that is not there: listed chat models, else the catalogue's."""
+        ids = []
+        for name in self._configs:
+            listing = self._listings.get(name)
+            if listing and listing.models:
+                ids += [f"{name}/{model.name}" for model in listing.models if model.kind == "chat"]
+            else:
+                ids += [known for known in self._catalogue if known.startswith(f"{name}/")]
+        return ids
+
+    async def aclose(self) -> None:
+        """Close every provider's connections."""
+        await asyncio.gather(*(provider.aclose() for provider in self._providers.values()))
+
+
+@asynccontextmanager
+async def open_llm_service(
+    settings: Settings, *, local_candidates: tuple[Candidate, ...] = CANDIDATES
+) -> AsyncIterator[LLMService]:
+    """The factory for these settings, its default settled.
+
+    Raises:
+        ModelNotFound: DEFAULT_MODEL names a model of a provider that is not configured.
+    """
+    configs = _configured(settings)
+    if settings.discover_local:
+        taken = {config.name for config in configs}
+        for server in await find_local_servers(leave_out_port=settings.server.port, candidates=local_candidates):
+            if server.name not in taken:
+                configs.append(
+                    ProviderConfig(
+                        server.name,
+                        server.vendor,
+                        server.base_url,
+                        None,
+                        "loopback",
+                        "the server",
+                        None,
+                        _deadlines(settings),
+                    )
+                )
+    if settings.offline_allowed:
+        configs.append(ProviderConfig("offline", "offline", "", None, "embedded", "OFFLINE_PROVIDER", "rules"))
+    service = LLMService(configs, load_catalogue(), settings.providers)
+    try:
+        await service.choose_default()
+        yield service
+    finally:
+        await service.aclose()
+
+
+def _configured(settings: Settings) -> list[ProviderConfig]:
+    """The providers that the settings name, in the order in which their defaults count."""
+    asked = settings.providers
+    deadlines, most = _deadlines(settings), asked.max_connections
+    configs = []
+    if asked.openai_api_key or asked.openai_base_url:
+        url = asked.openai_base_url or "https://api.openai.com/v1"
+        configs.append(
+            ProviderConfig(
+                "openai",
+                "openai",
+                url,
+                asked.openai_api_key,
+                "setting",
+                "OPENAI_API_KEY",
+                OPENAI_DEFAULT,
+                deadlines,
+                most,
+            )
+        )
+    if asked.mistral_api_key or asked.mistral_base_url:
+        url = asked.mistral_base_url or "https://api.mistral.ai/v1"
+        configs.append(
+            ProviderConfig(
+                "mistral",
+                "mistral",
+                url,
+                asked.mistral_api_key,
+                "setting",
+                "MISTRAL_API_KEY",
+                MISTRAL_DEFAULT,
+                deadlines,
+                most,
+            )
+        )
+    if asked.ollama_base_url:
+        url = asked.ollama_base_url.removesuffix("/v1")
+        configs.append(
+            ProviderConfig("ollama", "ollama", url, None, "setting", "OLLAMA_BASE_URL", None, deadlines, most)
+        )
+    for name, server in asked.compatible.items():
+        configs.append(
+            ProviderConfig(
+                name,
+                "compatible",
+                server.base_url,
+                server.api_key,
+                "setting",
+                f"COMPATIBLE_PROVIDERS.{name}.api_key",
+                server.default_model,
+                deadlines,
+                most,
+            )
+        )
+    return configs
+
+
+def _deadlines(settings: Settings) -> Deadlines:
+    asked = settings.providers
+    return Deadlines(
+        connect=asked.connect_timeout,
+        first_byte=asked.first_token_timeout,
+        idle=asked.idle_timeout,
+        total=asked.total_timeout,
+        retries=asked.max_retries,
+    )
