@@ -20,6 +20,7 @@ from api.openapi import install_openapi
 from api.routes import agents, auth, completion, health, models, users
 from config.settings import Settings, load_settings
 from core.metrics import Metrics
+from core.security import PasswordHasher
 from services.container import Services, open_services
 
 _DESCRIPTION = """One authenticated door for language models and LangGraph agents.
@@ -31,12 +32,15 @@ _UPLOAD_PATHS = ("/transcription", "/v1/audio/")
 
 
 def create_app(
-    settings: Settings | None = None, on_ready: Callable[[Services, str | None], None] | None = None
+    settings: Settings | None = None,
+    on_ready: Callable[[Services, str | None], None] | None = None,
+    hasher: PasswordHasher | None = None,
 ) -> FastAPI:
     """The application. Its services open with the server and close with it.
 
     Args:
         settings: read from the environment and `.env` when None.
+        hasher: other costs for password hashes than the recommended ones (tests).
         on_ready: called when everything is open, with the first admin's password if one was just made up.
 
     Raises:
@@ -47,7 +51,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with open_services(settings, metrics) as services:
+        async with open_services(settings, metrics, hasher) as services:
             made_up = await services.users.ensure_admin()
             app.state.services = services
             app.state.authenticator = services.auth
@@ -74,6 +78,19 @@ def create_app(
         app.include_router(router)
     _add_middleware(app, settings, metrics)
     return app
+
+
+def server_options(settings: Settings) -> dict[str, Any]:
+    """How uvicorn serves the application: with its own logs off, and no forwarding header believed unasked."""
+    server = settings.server
+    return {
+        "log_config": None,
+        "access_log": False,
+        "server_header": False,
+        "timeout_graceful_shutdown": int(server.shutdown_grace),
+        "proxy_headers": bool(server.trusted_proxies),
+        "forwarded_allow_ips": list(server.trusted_proxies),
+    }
 
 
 def _add_middleware(app: FastAPI, settings: Settings, metrics: Metrics) -> None:

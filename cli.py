@@ -3,7 +3,7 @@
 import asyncio
 import sys
 from collections.abc import Awaitable, Callable
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 import typer
 import uvicorn
@@ -12,7 +12,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from app import create_app
+from app import create_app, server_options
 from config.settings import SettingsError, env_example, load_settings
 from core.logging import setup_logging
 from domain.auth import DEFAULT_SCOPES, Scope
@@ -52,16 +52,7 @@ def serve(
     settings = settings.model_copy(update={"server": settings.server.model_copy(update=over)})
     setup_logging(settings.log, debug=settings.server.debug)
     server = settings.server
-    options: dict[str, Any] = {
-        "host": server.host,
-        "port": server.port,
-        "log_config": None,
-        "access_log": False,
-        "server_header": False,
-        "timeout_graceful_shutdown": int(server.shutdown_grace),
-        "proxy_headers": bool(server.trusted_proxies),
-        "forwarded_allow_ips": list(server.trusted_proxies),
-    }
+    options = {"host": server.host, "port": server.port, **server_options(settings)}
     if server.workers > 1:
         uvicorn.run("app:app", workers=server.workers, **options)
         return
@@ -287,11 +278,13 @@ def _agents_table(services: Services) -> Table:
 
 def _paste(address: str, username: str, made_up: str | None) -> str:
     password = made_up or "$ADMIN_PASSWORD"
+    reader = "python3 -c 'import json,sys; print(json.load(sys.stdin)[\"access_token\"])'"
+    question = '{"message": "What is 6 times 7?", "agent": "react"}'
     return (
-        f'TOKEN=$(curl -s {address}/auth/token -d grant_type=password -d username={username} -d password="{password}" \\\n'
-        "  | python3 -c 'import json,sys; print(json.load(sys.stdin)[\"access_token\"])')\n"
-        f"curl -N {address}/completion/stream -H \"Authorization: Bearer $TOKEN\" -H 'Content-Type: application/json' \\\n"
-        '  -d \'{"message": "What is 6 times 7?", "agent": "react"}\''
+        f"TOKEN=$(curl -s {address}/auth/token -d grant_type=password -d username={username} \\\n"
+        f'  -d password="{password}" | {reader})\n'
+        f'curl -N {address}/completion/stream -H "Authorization: Bearer $TOKEN" \\\n'
+        f"  -H 'Content-Type: application/json' -d '{question}'"
     )
 
 

@@ -4,6 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from domain.formats import ResponseFormat
+
 AGENT_ID_PATTERN = r"^[a-z][a-z0-9_-]{0,63}$"
 
 
@@ -17,6 +19,7 @@ class ModelParameters(BaseModel):
     top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
     stop: Annotated[tuple[str, ...], Field(max_length=8)] = ()
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    response_format: ResponseFormat | None = None
 
     def merged(self, over: "ModelParameters") -> "ModelParameters":
         """These parameters, with those that `over` sets on top."""

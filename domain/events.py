@@ -114,7 +114,6 @@ class RunFinished(_Event):
     model: str
     finish_reason: FinishReason
     usage: Usage | None
-    structured: Any = None
 
 
 class RunFailed(_Event):

@@ -2,41 +2,17 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from domain.agents import AGENT_ID_PATTERN, ModelParameters
 from domain.enums import FinishReason
+from domain.formats import ResponseFormat
 from domain.messages import MAX_MESSAGE_CHARS, Message
 from domain.text import clean_text
 from domain.usage import Price, Usage
 
 MetadataKey = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 MetadataValue = Annotated[str, Field(max_length=512)] | int | float | bool | None
-
-
-class JsonSchemaFormat(BaseModel):
-    """The answer shall be JSON of this schema."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
-
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")] = "answer"
-    schema_: Annotated[dict[str, JsonValue], Field(alias="schema")]
-    strict: bool | None = None
-
-
-class ResponseFormat(BaseModel):
-    """How the answer shall look: free text, any JSON object, or JSON of a schema."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    type: Literal["text", "json_object", "json_schema"] = "text"
-    json_schema: JsonSchemaFormat | None = None
-
-    @model_validator(mode="after")
-    def _schema_where_named(self) -> Self:
-        if (self.type == "json_schema") != (self.json_schema is not None):
-            raise ValueError("json_schema is given if, and only if, type is json_schema")
-        return self
 
 
 class CompletionRequest(BaseModel):
@@ -86,6 +62,8 @@ class CompletionRequest(BaseModel):
             chosen["temperature"] = self.temperature
         if self.max_tokens is not None:
             chosen["max_tokens"] = self.max_tokens
+        if self.response_format is not None:
+            chosen["response_format"] = self.response_format
         return ModelParameters(**chosen)
 
 

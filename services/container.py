@@ -34,7 +34,9 @@ class Services:
 
 
 @asynccontextmanager
-async def open_services(settings: Settings, metrics: Metrics | None = None) -> AsyncIterator[Services]:
+async def open_services(
+    settings: Settings, metrics: Metrics | None = None, hasher: PasswordHasher | None = None
+) -> AsyncIterator[Services]:
     """The services of one application, open until the context ends.
 
     Raises:
@@ -44,7 +46,7 @@ async def open_services(settings: Settings, metrics: Metrics | None = None) -> A
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(open_database(settings))
         llm = await stack.enter_async_context(open_llm_service(settings))
-        hasher = PasswordHasher()
+        hasher = hasher or PasswordHasher()
         ring = KeyRing.from_settings(settings.security, settings.storage.data_dir)
         tools = ToolRegistry()
         tools.discover(settings.agents.plugins_dir)

@@ -32,6 +32,7 @@ class RoutedChat(BaseChatModel):
 
     Attributes:
         routeur_id: `provider/name`.
+        wanted_format: how the caller wants the answer (OpenAI's `response_format`); a graph's own choice wins.
         fallbacks: models that answer when this one cannot begin to.
     """
 
@@ -39,6 +40,7 @@ class RoutedChat(BaseChatModel):
 
     routeur_id: str
     provider_client: ProviderClient | None = Field(None, exclude=True, repr=False)
+    wanted_format: dict[str, Any] | None = None
     fallbacks: list["RoutedChat"] = Field(default_factory=list, exclude=True, repr=False)
 
     # -- what a vendor says --
@@ -74,7 +76,7 @@ class RoutedChat(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        kwargs.pop("stream", None)
+        kwargs = self._prepared(kwargs)
         listener = current_listener.get()
         hushed = run_manager is not None and _NO_STREAM in (run_manager.tags or ())
         message_id = new_message_id()
@@ -101,7 +103,7 @@ class RoutedChat(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        kwargs.pop("stream", None)
+        kwargs = self._prepared(kwargs)
         message_id = new_message_id()
         chain: list[RoutedChat] = [self, *self.fallbacks]
         for model in chain:
@@ -147,6 +149,12 @@ class RoutedChat(BaseChatModel):
         if on_loop:
             raise RuntimeError("invoke() would block the event loop; await ainvoke() instead")
         return asyncio.run_coroutine_threadsafe(self._agenerate(messages, stop, None, **kwargs), loop).result()
+
+    def _prepared(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        kept = {name: value for name, value in kwargs.items() if name != "stream"}
+        if self.wanted_format is not None:
+            kept.setdefault("response_format", self.wanted_format)
+        return kept
 
     # -- one call --
 

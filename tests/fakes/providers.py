@@ -1,0 +1,332 @@
+"""Providers that do what a test tells them: OpenAI's wire, Mistral's and Ollama's, with every fault we know of.
+
+The answer of each call is the next `Reply` of the queue, or the default one. What was asked is kept in `asked`; open
+and aborted answers are counted, with an event to wait for.
+"""
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import orjson
+
+Fault = Literal[
+    "hang_before", "hang_between", "hang_at_end", "drip", "cut", "malformed", "invalid_utf8", "crlf", "cr", "no_done",
+    "no_finish", "usage_missing", "usage_twice", "usage_negative", "unknown_finish", "empty_choices", "error_inside",
+    "huge_line", "not_json_arguments", "after_end", "html", "empty_body", "gzip", "redirect", "split",
+]  # fmt: skip
+WORDS = ("Bon", "jour ", "à tous ", "👩‍🚀", " — ", "日本", "語\n", '"quoted" ', "\\back", " ok")
+TEXT = "".join(WORDS)
+INPUT, OUTPUT = 11, len(WORDS)
+
+
+@dataclass
+class Reply:
+    """How one call is answered."""
+
+    words: tuple[str, ...] = WORDS
+    status: int = 200
+    headers: dict[str, str] = field(default_factory=dict)
+    error: dict[str, Any] | None = None
+    fault: Fault | None = None
+    tool: tuple[str, dict[str, Any]] | None = None
+    pause: float = 0.0
+    finish: str = "stop"
+    reasoning: str = ""
+
+
+class FakeProvider:
+    """The ASGI application; one for all wires."""
+
+    def __init__(self) -> None:
+        self.url = ""
+        self.models = ["gpt-4o-mini", "fake-large"]
+        self.open = 0
+        self.reset()
+
+    def reset(self) -> None:
+        """As new, for the next test."""
+        self.replies: deque[Reply] = deque()
+        self.default = Reply()
+        self.asked: list[dict[str, Any]] = []
+        self.headers: list[dict[str, str]] = []
+        self.paths: list[str] = []
+        self.aborted = 0
+        self.calls = 0
+        self.abort_seen = asyncio.Event()
+        self.begun = asyncio.Event()
+        self.tokens_served = 0
+
+    def then(self, *replies: Reply) -> "FakeProvider":
+        """Answer the next calls like that."""
+        self.replies.extend(replies)
+        return self
+
+    async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            return
+        path = scope["path"]
+        self.paths.append(path)
+        if scope["method"] == "GET":
+            await self._listing(path, send)
+            return
+        body = b""
+        while True:
+            message = await receive()
+            body += message.get("body", b"")
+            if not message.get("more_body"):
+                break
+        self.headers.append({name.decode(): value.decode() for name, value in scope["headers"]})
+        self.asked.append(orjson.loads(body))
+        self.calls += 1
+        reply = self.replies.popleft() if self.replies else self.default
+        self.open += 1
+        gone = asyncio.create_task(self._gone(receive))
+        answer = asyncio.create_task(self._answer(path, reply, send))
+        try:
+            await asyncio.wait({gone, answer}, return_when=asyncio.FIRST_COMPLETED)
+            if answer.done():
+                answer.result()
+            else:
+                self.aborted += 1
+                self.abort_seen.set()
+        finally:
+            self.open -= 1
+            gone.cancel()
+            answer.cancel()
+
+    async def _gone(self, receive: Any) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    async def _listing(self, path: str, send: Any) -> None:
+        if path == "/api/tags":
+            body: Any = {"models": [{"name": name, "model": name} for name in self.models]}
+        elif path == "/api/version":
+            body = {"version": "0.13.0"}
+        elif path.endswith("/models"):
+            body = {
+                "object": "list",
+                "data": [{"id": name, "object": "model", "owned_by": "vllm"} for name in self.models],
+            }
+        else:
+            await _respond(send, 404, b"{}")
+            return
+        await _respond(send, 200, orjson.dumps(body))
+
+    async def _answer(self, path: str, reply: Reply, send: Any) -> None:
+        asked = self.asked[-1]
+        streamed = bool(asked.get("stream"))
+        if reply.fault == "hang_before":
+            self.begun.set()
+            await asyncio.Event().wait()
+        if reply.status != 200 or (reply.error is not None and reply.fault is None):
+            error = reply.error or {"message": "sk-secret-key-of-ours was refused", "type": "error", "code": None}
+            await _respond(send, reply.status, orjson.dumps({"error": error}), reply.headers)
+            return
+        if reply.fault == "redirect":
+            await _respond(send, 302, b"", {"location": "http://127.0.0.1:1/elsewhere"})
+            return
+        if reply.fault == "html":
+            await _respond(send, 200, b"<html>welcome to the proxy</html>")
+            return
+        if reply.fault == "empty_body":
+            await _respond(send, 200, b"")
+            return
+        if reply.fault == "gzip":
+            await _respond(send, 200, b"\x1f\x8b" + b"0" * 50, {"content-encoding": "gzip"})
+            return
+        self.tokens_served += INPUT + OUTPUT
+        if not streamed:
+            await self._whole(path, asked, reply, send)
+            return
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})
+        frames = (
+            _ollama_frames(asked, reply)
+            if path == "/api/chat"
+            else _openai_frames(asked, reply, mistral="mistral" in path)
+        )
+        for number, frame in enumerate(frames):
+            if reply.fault == "hang_between" and number == 3:
+                await asyncio.Event().wait()
+            if reply.fault == "cut" and number == 4:
+                return
+            if reply.fault == "crlf":
+                frame = frame.replace(b"\n", b"\r\n")
+            if reply.fault == "cr" and path != "/api/chat":
+                frame = frame.replace(b"\n", b"\r")
+            if reply.fault == "split":
+                for position in range(0, len(frame), 3):
+                    await send(
+                        {"type": "http.response.body", "body": frame[position : position + 3], "more_body": True}
+                    )
+            else:
+                await send({"type": "http.response.body", "body": frame, "more_body": True})
+            self.begun.set()
+            if reply.fault == "drip":
+                await asyncio.sleep(0.05)
+            if reply.pause:
+                await asyncio.sleep(reply.pause)
+        if reply.fault == "hang_at_end":
+            await asyncio.Event().wait()
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _whole(self, path: str, asked: dict[str, Any], reply: Reply, send: Any) -> None:
+        if reply.fault in ("malformed", "cut"):
+            await _respond(send, 200, b'{"choices": [{"mess')
+            return
+        if reply.fault in ("hang_between", "hang_at_end", "drip"):
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b" ", "more_body": True})
+            await asyncio.Event().wait()
+        finish = (
+            None if reply.fault == "no_finish" else "gone-fishing" if reply.fault == "unknown_finish" else reply.finish
+        )
+        text = "".join(reply.words)
+        if path == "/api/chat":
+            message: dict[str, Any] = {"role": "assistant", "content": text}
+            if reply.tool:
+                message = {"role": "assistant", "content": "", "tool_calls": _ollama_call(reply)}
+            body = {"model": asked["model"], "message": message, "done": finish is not None, "done_reason": finish}
+            if reply.fault != "usage_missing":
+                body |= {"prompt_eval_count": -1 if reply.fault == "usage_negative" else INPUT, "eval_count": OUTPUT}
+        else:
+            message = {"role": "assistant", "content": text}
+            if reply.reasoning:
+                message["reasoning_content"] = reply.reasoning
+            if reply.tool:
+                message = {"role": "assistant", "content": None, "tool_calls": [_openai_call(reply)]}
+            body = {
+                "id": "x",
+                "object": "chat.completion",
+                "model": asked["model"],
+                "choices": []
+                if reply.fault == "empty_choices"
+                else [{"index": 0, "message": message, "finish_reason": finish}],
+            }
+            if reply.fault != "usage_missing":
+                body["usage"] = _usage(reply)
+            if reply.fault == "error_inside":
+                body = {"error": {"message": "overloaded", "type": "server_error"}}
+        await _respond(send, 200, orjson.dumps(body))
+
+
+async def _respond(send: Any, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+    pairs = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    pairs += [(name.encode(), value.encode()) for name, value in (headers or {}).items()]
+    await send({"type": "http.response.start", "status": status, "headers": pairs})
+    await send({"type": "http.response.body", "body": body})
+
+
+def _usage(reply: Reply) -> dict[str, Any]:
+    return {
+        "prompt_tokens": -5 if reply.fault == "usage_negative" else INPUT,
+        "completion_tokens": OUTPUT,
+        "total_tokens": INPUT + OUTPUT,
+        "prompt_tokens_details": {"cached_tokens": 4},
+        "completion_tokens_details": {"reasoning_tokens": 2},
+    }
+
+
+def _arguments(reply: Reply) -> str:
+    assert reply.tool is not None
+    return '{"expression": 6*7' if reply.fault == "not_json_arguments" else orjson.dumps(reply.tool[1]).decode()
+
+
+def _openai_call(reply: Reply) -> dict[str, Any]:
+    assert reply.tool is not None
+    return {
+        "index": 0,
+        "id": "call_1",
+        "type": "function",
+        "function": {"name": reply.tool[0], "arguments": _arguments(reply)},
+    }
+
+
+def _ollama_call(reply: Reply) -> list[dict[str, Any]]:
+    assert reply.tool is not None
+    return [{"function": {"name": reply.tool[0], "arguments": reply.tool[1]}}]
+
+
+def _openai_frames(asked: dict[str, Any], reply: Reply, *, mistral: bool) -> list[bytes]:
+    def frame(choices: list[Any], **more: Any) -> bytes:
+        event = {
+            "id": "x",
+            "object": "chat.completion.chunk",
+            "created": 1,
+            "model": asked["model"],
+            "choices": choices,
+            **more,
+        }
+        return b"data: " + orjson.dumps(event) + b"\n\n"
+
+    def delta(content: dict[str, Any], finish: str | None = None, **more: Any) -> bytes:
+        return frame([{"index": 0, "delta": content, "finish_reason": finish}], **more)
+
+    frames = [b": welcome\n\n", delta({"role": "assistant", "content": ""})]
+    if reply.reasoning:
+        frames.append(delta({"reasoning_content": reply.reasoning}))
+    if reply.tool:
+        call, arguments = _openai_call(reply), _arguments(reply)
+        half = len(arguments) // 2
+        frames.append(delta({"tool_calls": [{**call, "function": {"name": reply.tool[0], "arguments": ""}}]}))
+        for part in (arguments[:half], arguments[half:]):
+            frames.append(delta({"tool_calls": [{"index": 0, "function": {"arguments": part}}]}))
+    else:
+        frames += [delta({"content": word}) for word in reply.words]
+    if reply.fault == "malformed":
+        frames.insert(5, b'data: {"choices": [{"del\n\n')
+    if reply.fault == "invalid_utf8":
+        frames.insert(5, b'data: {"choices": [{"delta": {"content": "\xff\xfe"}}]}\n\n')
+    if reply.fault == "huge_line":
+        frames.insert(5, b'data: {"x": "' + b"y" * 10_000_000 + b'"}\n\n')
+    if reply.fault == "error_inside":
+        frames.insert(
+            5, b'data: {"error": {"message": "overloaded sk-secret-key-of-ours", "type": "server_error"}}\n\n'
+        )
+    if reply.fault == "empty_choices":
+        frames.insert(3, frame([]))
+    finish = "gone-fishing" if reply.fault == "unknown_finish" else "tool_calls" if reply.tool else reply.finish
+    last_usage = {} if reply.fault == "usage_missing" else {"usage": _usage(reply)}
+    if reply.fault != "no_finish":
+        frames.append(delta({"content": ""}, finish, **(last_usage if mistral else {})))
+    if reply.fault == "after_end":
+        frames.append(delta({"content": "words after the end"}))
+    if last_usage and not mistral:
+        frames.append(frame([], **last_usage))
+    if reply.fault == "usage_twice":
+        frames.append(frame([], **last_usage))
+    if reply.fault not in ("no_done", "no_finish"):
+        frames.append(b"data: [DONE]\n\n")
+    return frames
+
+
+def _ollama_frames(asked: dict[str, Any], reply: Reply) -> list[bytes]:
+    def line(**fields: Any) -> bytes:
+        return orjson.dumps({"model": asked["model"], "created_at": "2026-11-20T00:00:00Z", **fields}) + b"\n"
+
+    frames = []
+    if reply.reasoning:
+        frames.append(line(message={"role": "assistant", "content": "", "thinking": reply.reasoning}, done=False))
+    if reply.tool:
+        frames.append(line(message={"role": "assistant", "content": "", "tool_calls": _ollama_call(reply)}, done=False))
+    else:
+        frames += [line(message={"role": "assistant", "content": word}, done=False) for word in reply.words]
+    if reply.fault == "malformed":
+        frames.insert(4, b'{"message": {"con\n')
+    if reply.fault == "invalid_utf8":
+        frames.insert(4, b'{"message": {"content": "\xff"}}\n')
+    if reply.fault == "huge_line":
+        frames.insert(4, b'{"x": "' + b"y" * 10_000_000 + b'"}\n')
+    if reply.fault == "error_inside":
+        frames.insert(4, b'{"error": "overloaded"}\n')
+    usage = {} if reply.fault == "usage_missing" else {"prompt_eval_count": INPUT, "eval_count": OUTPUT}
+    if reply.fault == "usage_negative":
+        usage["prompt_eval_count"] = -5
+    if reply.fault != "no_finish":
+        finish = "gone-fishing" if reply.fault == "unknown_finish" else reply.finish
+        frames.append(line(message={"role": "assistant", "content": ""}, done=True, done_reason=finish, **usage))
+    if reply.fault == "after_end":
+        frames.append(line(message={"role": "assistant", "content": "words after the end"}, done=False))
+    return frames
