@@ -1,6 +1,5 @@
 """The front door: `create_app(settings)` builds the ASGI application, `app` is one built from the environment."""
 
-import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -55,13 +54,12 @@ def create_app(
             made_up = await services.users.ensure_admin()
             app.state.services = services
             app.state.authenticator = services.auth
-            warm_up = asyncio.create_task(services.llm.warm_up())
+            await services.llm.warm_up()
             if on_ready is not None:
                 on_ready(services, made_up)
             elif made_up is not None:
                 print(f"first admin: {settings.security.admin_username} / {made_up}")  # noqa: T201 - shown once, not logged
             yield
-            await warm_up
 
     app = FastAPI(
         title="routeur-ia-api",
@@ -74,7 +72,7 @@ def create_app(
     )
     install_error_handlers(app)
     install_openapi(app)
-    for router in (health.router, auth.router, completion.router, models.router, agents.router, users.router):
+    for router in (completion.router, health.router, auth.router, models.router, agents.router, users.router):
         app.include_router(router)
     _add_middleware(app, settings, metrics)
     return app

@@ -5,7 +5,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from api.errors import Problem
+from api.errors import Problem, problem_responses
 
 _REF = "#/components/schemas/{model}"
 
@@ -26,6 +26,10 @@ def install_openapi(app: FastAPI) -> None:
             problem = Problem.model_json_schema(ref_template=_REF)
             schemas.update(problem.pop("$defs", {}))
             schemas["Problem"] = problem
+            for path in document["paths"].values():
+                for operation in path.values():
+                    if "application/json" in operation["responses"].get("422", {}).get("content", {}):
+                        operation["responses"]["422"] = problem_responses(422)[422]
             for unused in ("HTTPValidationError", "ValidationError"):  # we never answer in FastAPI's own words
                 schemas.pop(unused, None)
             app.openapi_schema = document

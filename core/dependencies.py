@@ -53,14 +53,15 @@ async def current_user(connection: HTTPConnection) -> Principal:
 CurrentUser = Annotated[Principal, Depends(current_user)]
 
 
-def require(scope: Scope) -> Callable[[Principal], Awaitable[Principal]]:
+def require(scope: Scope) -> Callable[[HTTPConnection], Awaitable[Principal]]:
     """A dependency: the caller, who holds `scope` (or is an admin).
 
     Raises:
         Forbidden: when asked by someone who does not.
     """
 
-    async def holder(caller: CurrentUser) -> Principal:
+    async def holder(connection: HTTPConnection) -> Principal:
+        caller = await current_user(connection)
         if not caller.may(scope):
             raise Forbidden(f"The scope '{scope.value}' is needed.", code="missing_scope")
         return caller

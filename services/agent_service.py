@@ -12,7 +12,6 @@ from langgraph.graph.state import CompiledStateGraph
 
 from config.settings import AgentSettings
 from core.metrics import Metrics
-from domain.agents import ModelParameters
 from domain.auth import Principal
 from domain.enums import Role
 from domain.errors import Forbidden, InternalError, InvalidRequest, RateLimited
@@ -28,6 +27,7 @@ logger = logging.getLogger(__name__)
 _BUSY_RETRY = 1.0  # seconds; runs end all the time
 
 Graph = CompiledStateGraph[Any, Any, Any, Any]
+_Key = tuple[str, str, float | None, int | None, str | None]  # agent, model, and what a caller may set
 
 
 class AgentService:
@@ -38,7 +38,7 @@ class AgentService:
         self._registry = registry
         self._metrics = metrics
         self._settings = settings
-        self._graphs: OrderedDict[tuple[str, str, str], Graph] = OrderedDict()
+        self._graphs: OrderedDict[_Key, Graph] = OrderedDict()
         self._open = 0
 
     async def invoke(self, request: CompletionRequest, caller: Principal) -> CompletionResult:
@@ -85,7 +85,7 @@ class AgentService:
             raise Forbidden(f"This key may not use the model '{model}'.", code="model_not_allowed", param="model")
         if self._open >= self._settings.max_concurrent_runs:
             raise RateLimited("Too many runs at once; try again in a moment.", retry_after=_BUSY_RETRY)
-        graph = self._graph(agent, model, agent.spec.parameters.merged(request.parameters))
+        graph = self._graph(agent, model, request)
         messages = request.messages or [Message(role=Role.USER, content=request.message or "")]
         return RunStream(
             graph,
@@ -108,10 +108,12 @@ class AgentService:
             raise Forbidden(f"This key may not use the agent '{agent.id}'.", code="agent_not_allowed", param="agent")
         return agent
 
-    def _graph(self, agent: RegisteredAgent, model: str, parameters: ModelParameters) -> Graph:
-        key = (agent.id, model, parameters.model_dump_json(exclude_none=True))
+    def _graph(self, agent: RegisteredAgent, model: str, request: CompletionRequest) -> Graph:
+        wanted = request.response_format
+        key = (agent.id, model, request.temperature, request.max_tokens, wanted.model_dump_json() if wanted else None)
         graph = self._graphs.get(key)
         if graph is None:
+            parameters = agent.spec.parameters.merged(request.parameters)
             graph = self._graphs[key] = self._registry.compile(agent, self._llm.get_llm(model, parameters=parameters))
             if len(self._graphs) > self._settings.graph_cache_size:
                 self._graphs.popitem(last=False)

@@ -7,6 +7,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from api.errors import error_response
 from domain.errors import TooLarge
 
+_DRAINED = 32_000_000  # bytes of a refused body that are read and dropped; more, and the connection is just closed
+
 
 class BodyLimitMiddleware:
     """Refuses by Content-Length before a byte is read, and counts what comes without one.
@@ -59,6 +61,13 @@ class BodyLimitMiddleware:
 
     @staticmethod
     async def _refuse(scope: Scope, receive: Receive, send: Send, limit: int) -> None:
+        """Answer 413. A client that is still sending hears no answer, so a bounded rest of the body is read first."""
+        if not any(name == b"expect" for name, _ in scope["headers"]):  # that one waits for our word before it sends
+            drained, more = 0, True
+            while more and drained < _DRAINED:
+                message = await receive()
+                drained += len(message.get("body", b""))
+                more = message.get("more_body", False)
         error = TooLarge(f"The body is larger than {limit / 1_000_000:g} MB.", code="body_too_large")
         path: str = scope["path"]
         response = error_response(error, openai=path.startswith("/v1/"))

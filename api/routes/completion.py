@@ -21,6 +21,9 @@ router = APIRouter(tags=["completion"])
 Caller = Annotated[Principal, Depends(require(Scope.COMPLETION))]
 
 _ERRORS = problem_responses(401, 403, 404, 413, 422, 429, 502, 503, 504)
+_TEXT = {"type": "string"}
+#: Of each event, as OpenAPI tools read streams; `data` is one JSON object of the kind that `event` names.
+_EVENT_SCHEMA = {"type": "object", "properties": {"id": _TEXT, "event": _TEXT, "data": _TEXT}, "required": ["data"]}
 _STREAM_EXAMPLE = (
     "id: 1\nevent: run.started\n"
     'data: {"kind":"run.started","run_id":"0198...","seq":1,"at":"2026-11-20T12:00:00Z","agent":"simple",'
@@ -47,7 +50,7 @@ async def complete(body: CompletionRequest, request: Request, caller: Caller, ag
         **_ERRORS,
         200: {
             "description": "Server-sent events; one terminal event ends the stream",
-            "content": {"text/event-stream": {"schema": {"type": "string"}, "example": _STREAM_EXAMPLE}},
+            "content": {"text/event-stream": {"schema": _EVENT_SCHEMA, "example": _STREAM_EXAMPLE}},
         },
     },
 )
