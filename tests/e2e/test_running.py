@@ -1,0 +1,197 @@
+"""The product as a newcomer meets it: a process, its printed words, a paste, a kill, a start again."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from queue import Queue
+
+import httpx
+import pytest
+
+pytestmark = pytest.mark.e2e
+
+ROOT = Path(__file__).parents[2]
+ROUTEUR = Path(sys.executable).with_name("routeur")
+
+
+class Running:
+    """A server process whose lines are read as they come."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+        self.lines: list[str] = []
+        self._queue: Queue[str | None] = Queue()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self._queue.put(line)
+        self._queue.put(None)
+
+    def wait_for(self, pattern: str, within: float = 30) -> re.Match[str]:
+        """The first line that fits."""
+        until = time.monotonic() + within
+        while True:
+            line = self._queue.get(timeout=max(0.01, until - time.monotonic()))
+            assert line is not None, "the process ended:\n" + "".join(self.lines)
+            self.lines.append(line)
+            if found := re.search(pattern, line):
+                return found
+
+
+def environment(data: Path, **more: str) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "LANG", "TMPDIR")}
+    return {**kept, "DATA_DIR": str(data), "DISCOVER_LOCAL": "false", "COLUMNS": "120", "PYTHONUNBUFFERED": "1", **more}
+
+
+@contextmanager
+def serving(data: Path, **more: str) -> Iterator[Running]:
+    process = subprocess.Popen(
+        [ROUTEUR, "serve", "--port", "0"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=data,
+        env=environment(data, **more),
+    )
+    try:
+        yield Running(process)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def routeur(data: Path, *arguments: str, typed: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [ROUTEUR, *arguments], capture_output=True, text=True, input=typed, cwd=data, env=environment(data), check=False
+    )
+
+
+def address_of(server: Running) -> str:
+    return server.wait_for(r"address\s+(http://\S+)")[1]
+
+
+def test_what_the_start_prints_can_be_pasted_and_answers(tmp_path: Path) -> None:
+    with serving(tmp_path) as server:
+        address_of(server)
+        server.wait_for("Paste this")
+        server.wait_for("startup complete")
+        text = "".join(server.lines)
+        start = text.index("TOKEN=$(")
+        call = text[start : text.index("\n\n", start)]
+        done = subprocess.run(["bash", "-c", call], capture_output=True, text=True, timeout=20, check=True)
+    assert "event: run.started" in done.stdout
+    assert '"name":"calculator"' in done.stdout
+    assert '"output":"42"' in done.stdout
+    assert done.stdout.count("event: run.finished") == 1
+
+
+def test_a_server_killed_in_the_middle_of_a_stream_starts_again_and_keeps_its_logins(tmp_path: Path) -> None:
+    with serving(tmp_path, ADMIN_PASSWORD="a good password") as server:
+        address = address_of(server)
+        server.wait_for("startup complete")
+        form = {"grant_type": "password", "username": "admin", "password": "a good password"}
+        tokens = httpx.post(f"{address}/auth/token", data=form).json()
+        headers = {"authorization": f"Bearer {tokens['access_token']}"}
+        with httpx.stream(
+            "POST", f"{address}/completion/stream", json={"message": "x " * 100}, headers=headers
+        ) as stream:
+            next(stream.iter_bytes())
+            server.process.kill()
+            server.process.wait()
+    with serving(tmp_path) as server:
+        address = address_of(server)
+        server.wait_for("startup complete")
+        assert httpx.get(f"{address}/auth/me", headers=headers).json()["username"] == "admin"
+        answer = httpx.post(f"{address}/completion", json={"message": "again"}, headers=headers)
+        assert answer.status_code == 200
+
+
+def test_a_polite_stop_ends_within_its_grace(tmp_path: Path) -> None:
+    with serving(tmp_path) as server:
+        server.wait_for("startup complete")
+        server.process.send_signal(signal.SIGTERM)
+        server.wait_for("Application shutdown complete")
+        assert server.process.wait(timeout=10) in (0, -signal.SIGTERM)
+
+
+def test_users_and_keys_are_managed_from_the_side_door_while_the_server_runs(tmp_path: Path) -> None:
+    with serving(tmp_path) as server:
+        address = address_of(server)
+        server.wait_for("startup complete")
+        added = routeur(tmp_path, "users", "add", "ada", typed="a good password\na good password\n")
+        assert added.returncode == 0, added.stderr
+        made = routeur(tmp_path, "keys", "create", "ada", "--name", "ci", "--scopes", "completion")
+        key = made.stdout.strip()
+        assert key.startswith("rk_")
+        headers = {"authorization": f"Bearer {key}"}
+        assert httpx.get(f"{address}/auth/me", headers=headers).json()["username"] == "ada"
+        assert "ada" in routeur(tmp_path, "users", "list").stdout
+        listed = routeur(tmp_path, "keys", "list", "ada").stdout
+        assert "ci" in listed
+        assert key not in listed
+        assert routeur(tmp_path, "users", "disable", "ada").returncode == 0
+        assert httpx.get(f"{address}/auth/me", headers=headers).status_code == 401
+        assert routeur(tmp_path, "users", "disable", "ada", "--undo").returncode == 0
+        assert httpx.get(f"{address}/auth/me", headers=headers).status_code == 200
+        identity = made.stderr.split("(")[1].split(")")[0]
+        assert routeur(tmp_path, "keys", "revoke", "ada", identity).returncode == 0
+        assert httpx.get(f"{address}/auth/me", headers=headers).status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("users", "disable", "nobody"), "There is no user 'nobody'"),
+        (("keys", "create", "nobody"), "There is no user 'nobody'"),
+        (("users", "add", "../x", "--password", "a good password"), "username"),
+        (("keys", "create", "admin", "--scopes", "flying"), "flying"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_a_line_not_a_trace(
+    tmp_path: Path, arguments: tuple[str, ...], words: str
+) -> None:
+    done = routeur(tmp_path, *arguments)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_settings_that_cannot_work_stop_the_start_with_their_names(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [ROUTEUR, "serve"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment(tmp_path, SECRET_KEY="short", PORT="x"),
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "SECRET_KEY" in done.stderr
+    assert "PORT" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_app_imports_quickly_without_providers() -> None:
+    """The promise is 0.8 s; what is checked is what makes it true on any machine: nothing heavy is imported."""
+    code = "import app, sys; print(*sorted({name.split('.')[0] for name in sys.modules}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    heavy = {
+        "openai",
+        "langchain_openai",
+        "langchain_mistralai",
+        "langchain_ollama",
+        "langchain",
+        "alembic",
+        "numpy",
+        "tiktoken",
+    }
+    assert not heavy & set(done.stdout.split())
