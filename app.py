@@ -15,7 +15,9 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+from api.docs import install_docs
 from api.errors import install_error_handlers
+from api.http_protocol import GuardedHttpProtocol
 from api.middleware.access_log import AccessLogMiddleware
 from api.middleware.body_limit import BodyLimitMiddleware
 from api.middleware.request_id import RequestIdMiddleware
@@ -26,6 +28,7 @@ from api.routes import agents, auth, completion, health, models, users
 from config.settings import Settings, load_settings
 from core.metrics import Metrics
 from core.security import PasswordHasher
+from core.telemetry import apply_tracing
 from services.container import Services, open_services
 
 _DESCRIPTION = """One authenticated door for language models and LangGraph agents.
@@ -52,6 +55,7 @@ def create_app(
         SettingsError: the settings cannot be used.
     """
     settings = settings or load_settings()
+    apply_tracing(settings.tracing)
     metrics = Metrics()
 
     @asynccontextmanager
@@ -73,11 +77,12 @@ def create_app(
         description=_DESCRIPTION,
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         lifespan=lifespan,
-        docs_url="/docs",
+        docs_url=None,
         redoc_url=None,
     )
     install_error_handlers(app)
     install_openapi(app)
+    install_docs(app)
     for router in (completion.router, health.router, auth.router, models.router, agents.router, users.router):
         app.include_router(router)
     _add_middleware(app, settings, metrics)
@@ -88,6 +93,7 @@ def server_options(settings: Settings) -> dict[str, Any]:
     """How uvicorn serves the application: with its own logs off, and no forwarding header believed unasked."""
     server = settings.server
     return {
+        "http": GuardedHttpProtocol,
         "log_config": None,
         "access_log": False,
         "server_header": False,

@@ -26,6 +26,8 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 MIN_SECRET_BYTES = 32  # HMAC-SHA256 takes keys as long as its output; a shorter one is the weak end of every token
 
+MIN_PASSWORD_CHARS = 8  # NIST SP 800-63B's least; back-off at the door does the rest
+
 #: Secrets that stand in tutorials and templates; with one of them anybody is admin.
 KNOWN_SECRETS = frozenset(
     {
@@ -187,6 +189,13 @@ class SecuritySettings(_Group):
             raise ValueError("is a secret that everybody knows; make one with: openssl rand -hex 32")
         if len(secret.encode()) < MIN_SECRET_BYTES:
             raise ValueError(f"must be at least {MIN_SECRET_BYTES} bytes; make one with: openssl rand -hex 32")
+        return value
+
+    @field_validator("admin_password")
+    @classmethod
+    def _no_joke(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and len(value.get_secret_value()) < MIN_PASSWORD_CHARS:
+            raise ValueError(f"must be at least {MIN_PASSWORD_CHARS} characters")
         return value
 
     @model_validator(mode="after")

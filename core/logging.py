@@ -53,6 +53,8 @@ def setup_logging(settings: LogSettings, *, debug: bool = False, stream: TextIO 
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel("DEBUG" if debug else settings.level)
+    # None of these is in our lines, and each costs a look-up for each record (the logging HOWTO's own advice).
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = name != "uvicorn.access"  # our own access log says more

@@ -40,6 +40,17 @@ class AgentService:
         self._settings = settings
         self._graphs: OrderedDict[_Key, Graph] = OrderedDict()
         self._open = 0
+        self.compiled = 0
+
+    @property
+    def open_runs(self) -> int:
+        """Runs that are going on in this process."""
+        return self._open
+
+    @property
+    def kept(self) -> int:
+        """Compiled graphs in the cache; `compiled` counts those ever made."""
+        return len(self._graphs)
 
     async def invoke(self, request: CompletionRequest, caller: Principal) -> CompletionResult:
         """The whole answer.
@@ -113,6 +124,7 @@ class AgentService:
         key = (agent.id, model, request.temperature, request.max_tokens, wanted.model_dump_json() if wanted else None)
         graph = self._graphs.get(key)
         if graph is None:
+            self.compiled += 1
             parameters = agent.spec.parameters.merged(request.parameters)
             graph = self._graphs[key] = self._registry.compile(agent, self._llm.get_llm(model, parameters=parameters))
             if len(self._graphs) > self._settings.graph_cache_size:

@@ -8,8 +8,6 @@ from typing import TypeVar
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from domain.errors import RouteurError
-
 T = TypeVar("T")
 
 _HEADERS = {
@@ -19,8 +17,8 @@ _HEADERS = {
 }
 
 
-class ClientLeft(RouteurError):
-    """The client closed the connection; nobody will read the answer."""
+class ClientLeft(Exception):
+    """No failure of anybody's: the client closed the connection; nobody will read the answer."""
 
 
 class EventStreamResponse(Response):
