@@ -59,6 +59,7 @@ def serve(
         return
     config = uvicorn.Config(lambda: create_app(settings, on_ready=greet), factory=True, **options)
     listening = config.bind_socket()
+    listening.listen(config.backlog)  # who pastes the call before the loop turns waits a moment, and is not refused
     address = _address(server.host, listening.getsockname()[1])
 
     def greet(services: Services, made_up: str | None) -> None:
