@@ -41,8 +41,9 @@ def main() -> None:
                 server.terminate()
     draw("$ make run\n" + shown, "make run", HERE / "images" / "start.svg")
     short = re.sub(r'"(run_id|at|message_id|call_id)":"[^"]*",?', "", answer)
-    draw("$ curl -N .../completion/stream -d '{\"message\": \"What is 6 times 7?\", \"agent\": \"react\"}'\n" + short.strip(),
-         "a streamed answer (ids and times left out)", HERE / "images" / "stream.svg")  # fmt: skip
+    question = '{"message": "What is 6 times 7?", "agent": "react"}'
+    asked = f"$ curl -N .../completion/stream -d '{question}'\n"
+    draw(asked + short.strip(), "a streamed answer (ids and times left out)", HERE / "images" / "stream.svg")
 
 
 def read_welcome(server: subprocess.Popen[str]) -> str:

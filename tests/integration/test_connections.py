@@ -116,7 +116,7 @@ async def test_more_runs_than_allowed_wait_outside(
             assert refused.headers["retry-after"] == "1"
             group.cancel_scope.cancel()
         await provider.abort_seen.wait()
-        while house.services.agents.open_runs:  # LangGraph winds up a moment after the connection is closed
+        while house.services.agents.open_runs:  # noqa: ASYNC110 - LangGraph winds up a moment later
             await asyncio.sleep(0)
     assert (await house.client.post("/completion", json=body)).status_code == 200
 
