@@ -1,5 +1,7 @@
 """Opening the database: SQLite in DATA_DIR by default, PostgreSQL by DATABASE_URL."""
 
+import asyncio
+import fcntl
 import importlib
 import sqlite3
 from collections.abc import AsyncIterator
@@ -115,8 +117,9 @@ async def open_database(settings: Settings) -> AsyncIterator[Database]:
         engine = _postgresql_engine(url, echo=settings.server.debug)
     try:
         try:
-            # Alembic is a third of a second of imports that only a start needs.
-            await importlib.import_module("core.database.migrate").upgrade(engine)
+            async with _one_start_at_a_time(path):
+                # Alembic is a third of a second of imports that only a start needs.
+                await importlib.import_module("core.database.migrate").upgrade(engine)
         except OperationalError as error:
             raise SettingsError(f"the database cannot be opened: {str(error.orig).splitlines()[0]}") from error
         epoch = _SqliteEpoch(path) if path is not None else _QueriedEpoch(engine)
@@ -126,6 +129,17 @@ async def open_database(settings: Settings) -> AsyncIterator[Database]:
             epoch.close()
     finally:
         await engine.dispose()
+
+
+@asynccontextmanager
+async def _one_start_at_a_time(path: Path | None) -> AsyncIterator[None]:
+    """Others who start on the same SQLite file wait: turning WAL on fails at once where somebody else is at work."""
+    if path is None:
+        yield  # PostgreSQL has advisory locks, see `migrate`
+        return
+    with path.with_name(f"{path.name}.start").open("w") as file:
+        await asyncio.to_thread(fcntl.flock, file, fcntl.LOCK_EX)
+        yield
 
 
 class _SqliteEpoch:

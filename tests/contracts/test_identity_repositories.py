@@ -171,7 +171,7 @@ async def test_two_processes_may_start_at_once_on_an_empty_database(storage: Set
         async with open_database(storage) as database:
             return await database.auth_epoch()
 
-    assert await asyncio.gather(*(start() for _ in range(4))) == [1] * 4
+    assert await asyncio.gather(*(start() for _ in range(8))) == [1] * 8
 
 
 async def test_the_migrations_make_exactly_the_tables_of_the_code(storage: Settings) -> None:
