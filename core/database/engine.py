@@ -120,8 +120,9 @@ async def open_database(settings: Settings) -> AsyncIterator[Database]:
             async with _one_start_at_a_time(path):
                 # Alembic is a third of a second of imports that only a start needs.
                 await importlib.import_module("core.database.migrate").upgrade(engine)
-        except OperationalError as error:
-            raise SettingsError(f"the database cannot be opened: {str(error.orig).splitlines()[0]}") from error
+        except (OperationalError, OSError) as error:
+            why = str(getattr(error, "orig", error)).splitlines()[0]
+            raise SettingsError(f"the database cannot be opened: {why}") from error
         epoch = _SqliteEpoch(path) if path is not None else _QueriedEpoch(engine)
         try:
             yield Database(engine, epoch)
