@@ -25,7 +25,8 @@ from api.middleware.security_headers import SecurityHeadersMiddleware
 from api.middleware.unexpected import UnexpectedErrorMiddleware
 from api.openapi import install_openapi
 from api.routes import agents, auth, completion, health, models, users
-from config.settings import Settings, load_settings
+from config.environment import load_settings
+from config.settings import Settings
 from core.metrics import Metrics
 from core.security import PasswordHasher
 from core.telemetry import apply_tracing

@@ -14,7 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from app import create_app, server_options
-from config.settings import SettingsError, env_example, load_settings
+from config.environment import env_example, load_settings
+from config.settings import SettingsError
 from core.logging import setup_logging
 from domain.auth import DEFAULT_SCOPES, Scope
 from domain.errors import RouteurError

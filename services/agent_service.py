@@ -18,8 +18,9 @@ from domain.errors import Forbidden, InternalError, InvalidRequest, RateLimited
 from domain.events import AgentEvent, RunFinished
 from domain.messages import Message
 from domain.models import CompletionRequest, CompletionResult
+from services.agent_messages import to_langchain
 from services.agent_registry import AgentRegistry, RegisteredAgent
-from services.agent_stream import RunStream, to_langchain
+from services.agent_stream import RunStream
 from services.llm_service import LLMService
 
 logger = logging.getLogger(__name__)

@@ -7,19 +7,18 @@ tools, whole messages, models that a graph brought along, is read from LangGraph
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, Literal
-from uuid import UUID
 
-from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, ToolMessage
 from langchain_core.runnables import RunnableConfig
 from langgraph.errors import GraphRecursionError
 from langgraph.graph.state import CompiledStateGraph
 from uuid_utils import uuid7
 
-from domain.enums import FinishReason, Role
+from domain.enums import FinishReason
 from domain.errors import RouteurError, UpstreamTimeout
 from domain.events import (
     AgentEvent,
@@ -38,9 +37,10 @@ from domain.events import (
     ToolStarted,
     UsageReported,
 )
-from domain.messages import Message
 from domain.usage import Usage
+from services.agent_messages import messages_in, new_message_id, plain, usage_of
 from services.model_stream import current_listener
+from services.silence import SilenceBell
 
 logger = logging.getLogger(__name__)
 
@@ -146,7 +146,7 @@ class RunStream:
         loop = asyncio.get_running_loop()
         task = loop.create_task(self._drive(), name=f"run {self.run_id}")
         task.add_done_callback(lambda _: self._wake())
-        alarm = _Alarm(loop, heartbeat, self._wake) if heartbeat else None
+        alarm = SilenceBell(loop, heartbeat, self._wake) if heartbeat else None
         try:
             while True:
                 if self._pending:
@@ -252,20 +252,20 @@ class RunStream:
         kind, data = part["type"], part["data"]
         if kind == "updates":
             for update in data.values():
-                for message in _messages_in(update):
+                for message in messages_in(update):
                     self._message(message, root=not part["ns"])
         elif kind == "messages":
             chunk = data[0]
             if isinstance(chunk, AIMessageChunk) and chunk.id not in self._spoken and (text := str(chunk.text)):
-                chunk.id = chunk.id or _message_id()
+                chunk.id = chunk.id or new_message_id()
                 self._emit(TextDelta(text=text, message_id=chunk.id))
         elif kind == "custom":
-            self._emit(StateUpdated(node=None, data=_plain(data)))
+            self._emit(StateUpdated(node=None, data=plain(data)))
 
     def _message(self, message: BaseMessage, *, root: bool) -> None:
         """A message that a node wrote: close its text, open the tools it asks for, close those it answers."""
         if message.id is None:
-            message.id = _message_id()
+            message.id = new_message_id()
         if isinstance(message, AIMessage):
             text = str(message.text)
             if root:
@@ -277,8 +277,8 @@ class RunStream:
             if message.usage_metadata and "routeur_model" not in message.response_metadata:  # ours were told already
                 self._report(str(message.response_metadata.get("model_name", self.model)), usage_of(message))
             for call in message.tool_calls:
-                call_id = call["id"] or _message_id()
-                self._emit(ToolStarted(call_id=call_id, name=call["name"], arguments=_plain(call["args"])))
+                call_id = call["id"] or new_message_id()
+                self._emit(ToolStarted(call_id=call_id, name=call["name"], arguments=plain(call["args"])))
         elif isinstance(message, ToolMessage) and message.id not in self._seen:
             self._seen.add(message.id)
             if message.tool_call_id in self._laws.open_tools:
@@ -324,103 +324,3 @@ class RunStream:
         held, self._drained = self._drained, None
         if held is not None and not held.done():
             held.set_result(None)
-
-
-class _Alarm:
-    """Rings after `seconds` of silence. Putting it off costs one clock reading, not a new timer."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float, ring: Callable[[], None]) -> None:
-        self._loop = loop
-        self._seconds = seconds
-        self._ring = ring
-        self._rang = False
-        self._due = loop.time() + seconds
-        self._timer = loop.call_at(self._due, self._check)
-
-    def postpone(self) -> None:
-        self._due = self._loop.time() + self._seconds
-
-    def rang(self) -> bool:
-        rang, self._rang = self._rang, False
-        return rang
-
-    def cancel(self) -> None:
-        self._timer.cancel()
-
-    def _check(self) -> None:
-        if self._loop.time() >= self._due:
-            self._rang = True
-            self.postpone()
-            self._ring()
-        self._timer = self._loop.call_at(self._due, self._check)
-
-
-def to_langchain(messages: Iterable[Message]) -> list[BaseMessage]:
-    """Our messages as LangChain's, each with an id of its own."""
-    return [_to_langchain(message) for message in messages]
-
-
-def _to_langchain(message: Message) -> BaseMessage:
-    content: Any = message.content
-    if not isinstance(content, str):
-        content = [part.model_dump() for part in content]
-    match message.role:
-        case Role.SYSTEM:
-            return SystemMessage(content, id=_message_id(), name=message.name)
-        case Role.USER:
-            return HumanMessage(content, id=_message_id(), name=message.name)
-        case Role.TOOL:
-            return ToolMessage(content, id=_message_id(), name=message.name, tool_call_id=message.tool_call_id or "")
-        case Role.ASSISTANT:
-            calls = [{"id": call.id, "name": call.name, "args": call.arguments} for call in message.tool_calls]
-            return AIMessage(content, id=_message_id(), name=message.name, tool_calls=calls)
-
-
-def usage_of(message: AIMessage) -> Usage | None:
-    """What the provider reported with that message."""
-    counted = message.usage_metadata
-    if counted is None:
-        return None
-    inputs, outputs = counted.get("input_token_details", {}), counted.get("output_token_details", {})
-    return Usage(
-        input_tokens=counted["input_tokens"],
-        output_tokens=counted["output_tokens"],
-        total_tokens=counted["total_tokens"],
-        cached_tokens=inputs.get("cache_read"),
-        audio_tokens=inputs.get("audio"),
-        reasoning_tokens=outputs.get("reasoning"),
-    )
-
-
-def _message_id() -> str:
-    return f"msg_{uuid7().hex}"
-
-
-def _messages_in(update: Any) -> Iterator[BaseMessage]:
-    """Every message that a node's update holds, whatever key it is under."""
-    if isinstance(update, dict):
-        for value in update.values():
-            if isinstance(value, BaseMessage):
-                yield value
-            elif isinstance(value, list | tuple):
-                yield from (item for item in value if isinstance(item, BaseMessage))
-    elif isinstance(update, list | tuple):
-        for one in update:
-            yield from _messages_in(one)
-
-
-def _plain(value: Any) -> Any:
-    """`value` as plain JSON data; what is not becomes its text."""
-    if value is None or isinstance(value, str | int | float | bool):
-        return value
-    if isinstance(value, dict):
-        return {str(key): _plain(one) for key, one in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [_plain(one) for one in value]
-    if isinstance(value, datetime | UUID):
-        return str(value)
-    if isinstance(value, BaseMessage):
-        return {"type": value.type, "text": str(value.text)}
-    if hasattr(value, "model_dump"):
-        return value.model_dump(mode="json")
-    return repr(value)[:1_000]

@@ -17,7 +17,6 @@ from langchain_core.language_models.chat_models import BaseChatModel
 
 from config.catalogue import CatalogueEntry, load_catalogue
 from config.settings import ProviderSettings, Settings
-from core.http import Deadlines
 from domain.agents import ModelParameters
 from domain.enums import ModelName
 from domain.errors import InvalidRequest, ModelNotFound, RouteurError, Unavailable
@@ -25,11 +24,10 @@ from domain.models import Abilities, ModelInfo, ModelList, ProviderInfo
 from domain.usage import Price
 from services.llm_providers.base import BaseProvider, ListedModel, ProviderConfig
 from services.local_servers import CANDIDATES, Candidate, find_local_servers
+from services.provider_configs import EMBEDDED, configured_providers, found_on_this_machine
 
 logger = logging.getLogger(__name__)
 
-OPENAI_DEFAULT = ModelName.GPT_4O_MINI.bare
-MISTRAL_DEFAULT = ModelName.MISTRAL_SMALL.bare
 _LIST_TTL = 60.0  # seconds that a provider's list is believed
 _LIST_WITHIN = 2.0  # seconds for a provider to list its models
 _NO_MODEL = (
@@ -318,96 +316,17 @@ async def open_llm_service(
     Raises:
         ModelNotFound: DEFAULT_MODEL names a model of a provider that is not configured.
     """
-    configs = _configured(settings)
+    configs = configured_providers(settings)
     if settings.discover_local:
         taken = {config.name for config in configs}
         for server in await find_local_servers(leave_out_port=settings.server.port, candidates=local_candidates):
             if server.name not in taken:
-                configs.append(
-                    ProviderConfig(
-                        server.name,
-                        server.vendor,
-                        server.base_url,
-                        None,
-                        "loopback",
-                        "the server",
-                        None,
-                        _deadlines(settings),
-                    )
-                )
+                configs.append(found_on_this_machine(server, settings))
     if settings.offline_allowed:
-        configs.append(ProviderConfig("offline", "offline", "", None, "embedded", "OFFLINE_PROVIDER", "rules"))
+        configs.append(EMBEDDED)
     service = LLMService(configs, load_catalogue(), settings.providers)
     try:
         await service.choose_default()
         yield service
     finally:
         await service.aclose()
-
-
-def _configured(settings: Settings) -> list[ProviderConfig]:
-    """The providers that the settings name, in the order in which their defaults count."""
-    asked = settings.providers
-    deadlines, most = _deadlines(settings), asked.max_connections
-    configs = []
-    if asked.openai_api_key or asked.openai_base_url:
-        url = asked.openai_base_url or "https://api.openai.com/v1"
-        configs.append(
-            ProviderConfig(
-                "openai",
-                "openai",
-                url,
-                asked.openai_api_key,
-                "setting",
-                "OPENAI_API_KEY",
-                OPENAI_DEFAULT,
-                deadlines,
-                most,
-            )
-        )
-    if asked.mistral_api_key or asked.mistral_base_url:
-        url = asked.mistral_base_url or "https://api.mistral.ai/v1"
-        configs.append(
-            ProviderConfig(
-                "mistral",
-                "mistral",
-                url,
-                asked.mistral_api_key,
-                "setting",
-                "MISTRAL_API_KEY",
-                MISTRAL_DEFAULT,
-                deadlines,
-                most,
-            )
-        )
-    if asked.ollama_base_url:
-        url = asked.ollama_base_url.removesuffix("/v1")
-        configs.append(
-            ProviderConfig("ollama", "ollama", url, None, "setting", "OLLAMA_BASE_URL", None, deadlines, most)
-        )
-    for name, server in asked.compatible.items():
-        configs.append(
-            ProviderConfig(
-                name,
-                "compatible",
-                server.base_url,
-                server.api_key,
-                "setting",
-                f"COMPATIBLE_PROVIDERS.{name}.api_key",
-                server.default_model,
-                deadlines,
-                most,
-            )
-        )
-    return configs
-
-
-def _deadlines(settings: Settings) -> Deadlines:
-    asked = settings.providers
-    return Deadlines(
-        connect=asked.connect_timeout,
-        first_byte=asked.first_token_timeout,
-        idle=asked.idle_timeout,
-        total=asked.total_timeout,
-        retries=asked.max_retries,
-    )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from config.settings import setting_fields
+from config.environment import setting_fields
 from tests.e2e.test_running import address_of, serving
 
 ROOT = Path(__file__).parents[2]

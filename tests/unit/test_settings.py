@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from config.settings import Settings, SettingsError, env_example, load_settings, setting_fields
+from config.environment import env_example, load_settings, setting_fields
+from config.settings import Settings, SettingsError
 
 ROOT = Path(__file__).parents[2]
 
