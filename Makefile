@@ -4,7 +4,7 @@
 PYTHON ?= python3
 UV_VERSION = 0.13.8
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
-SYNC = env -u UV_INDEX -u UV_DEFAULT_INDEX $(UV) sync --locked --quiet --all-extras
+SYNC = env -u UV_INDEX -u UV_DEFAULT_INDEX $(UV) sync --locked --quiet --all-extras --compile-bytecode
 
 .PHONY: run test check bench fmt build clean help
 .DEFAULT_GOAL := help

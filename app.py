@@ -13,12 +13,12 @@ from typing import Any
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from api.docs import install_docs
 from api.errors import install_error_handlers
 from api.http_protocol import GuardedHttpProtocol
 from api.middleware.access_log import AccessLogMiddleware
+from api.middleware.allowed_hosts import AllowedHostsMiddleware
 from api.middleware.body_limit import BodyLimitMiddleware
 from api.middleware.request_id import RequestIdMiddleware
 from api.middleware.security_headers import SecurityHeadersMiddleware
@@ -126,7 +126,7 @@ def _add_middleware(app: FastAPI, settings: Settings, metrics: Metrics) -> None:
             expose_headers=["x-request-id", "x-model", "x-run-id", "retry-after"],
         )
     if server.allowed_hosts:
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(server.allowed_hosts))
+        app.add_middleware(AllowedHostsMiddleware, allowed=server.allowed_hosts)
     app.add_middleware(UnexpectedErrorMiddleware)
     app.add_middleware(SecurityHeadersMiddleware, https_only=settings.production)
     app.add_middleware(AccessLogMiddleware, metrics=metrics)

@@ -6,8 +6,22 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from api.errors import Problem, problem_responses
+from domain.auth import Scope
 
 _REF = "#/components/schemas/{model}"
+
+#: For a route that is open to everybody: `openapi_extra=OPEN`. All others need one of the schemes below.
+OPEN: dict[str, Any] = {"security": []}
+_SCHEMES: dict[str, Any] = {
+    "token": {"type": "http", "scheme": "bearer", "description": "An access token, or an API key (`rk_...`)"},
+    "api-key": {"type": "apiKey", "in": "header", "name": "x-api-key", "description": "An API key (`rk_...`)"},
+    "login": {
+        "type": "oauth2",
+        "flows": {
+            "password": {"tokenUrl": "/auth/token", "refreshUrl": "/auth/token", "scopes": {s.value: "" for s in Scope}}
+        },
+    },
+}
 
 
 def install_openapi(app: FastAPI) -> None:
@@ -32,6 +46,8 @@ def install_openapi(app: FastAPI) -> None:
                         operation["responses"]["422"] = problem_responses(422)[422]
             for unused in ("HTTPValidationError", "ValidationError"):  # we never answer in FastAPI's own words
                 schemas.pop(unused, None)
+            document["components"]["securitySchemes"] = _SCHEMES
+            document["security"] = [{name: []} for name in _SCHEMES]
             app.openapi_schema = document
         return app.openapi_schema
 

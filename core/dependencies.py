@@ -4,7 +4,6 @@ from collections.abc import Awaitable, Callable
 from typing import Annotated
 
 from fastapi import Depends
-from fastapi.security import APIKeyHeader, HTTPBearer, OAuth2PasswordBearer
 from starlette.requests import HTTPConnection
 
 from domain.auth import Principal, Scope
@@ -12,12 +11,6 @@ from domain.errors import Forbidden, Unauthenticated
 from domain.ports import Authenticator
 
 MAX_CREDENTIAL_CHARS = 8_192
-
-# Only for the OpenAPI document (its login button and its generated clients); the reading is done below.
-_LOGIN = OAuth2PasswordBearer("/auth/token", refreshUrl="/auth/token", auto_error=False, scheme_name="login")
-_BEARER = HTTPBearer(auto_error=False, scheme_name="token", description="An access token or an API key (`rk_...`)")
-_API_KEY = APIKeyHeader(name="x-api-key", auto_error=False, scheme_name="api-key", description="An API key (`rk_...`)")
-DOCUMENTED_SCHEMES = (_LOGIN, _BEARER, _API_KEY)
 
 
 def credential_of(connection: HTTPConnection) -> str:

@@ -84,12 +84,6 @@ class ProviderClient:
         self._level = logging.DEBUG if quiet else logging.WARNING
         self._proxy = _proxy_for(self.base_url)
         self._session: aiohttp.ClientSession | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-
-    @property
-    def loop(self) -> asyncio.AbstractEventLoop | None:
-        """The event loop that owns the connections; None before the first call."""
-        return self._loop
 
     async def aclose(self) -> None:
         """Close every connection."""
@@ -242,7 +236,6 @@ class ProviderClient:
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
-            self._loop = asyncio.get_running_loop()
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=self._max_connections, ttl_dns_cache=60, keepalive_timeout=30),
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=self.deadlines.connect),

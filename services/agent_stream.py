@@ -8,9 +8,9 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, ToolMessage
 from langchain_core.runnables import RunnableConfig
@@ -206,10 +206,11 @@ class RunStream:
                     subgraphs=True,
                     version="v2",
                 )
-                async for part in parts:
-                    self._read(part)
-                    if self.full:
-                        await self.drained()
+                async with aclosing(cast(AsyncGenerator[Mapping[str, Any]], parts)):
+                    async for part in parts:
+                        self._read(part)
+                        if self.full:
+                            await self.drained()
         except TimeoutError as error:
             if not clock.expired():
                 return self._failed(error)

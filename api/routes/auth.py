@@ -6,6 +6,7 @@ from fastapi import APIRouter, Form, Path, Request, Response
 
 from api.dependencies import ApiKeyServiceDep, AuthServiceDep
 from api.errors import problem_responses
+from api.openapi import OPEN
 from core.dependencies import CurrentUser, credential_of
 from domain.errors import InvalidRequest, NotFound
 from domain.users import ApiKeyList, CreatedApiKey, Me, NewApiKey, TokenPair
@@ -17,7 +18,7 @@ Text = Annotated[str | None, Form(max_length=8_192)]
 _NO_STORE = {"cache-control": "no-store"}
 
 
-@router.post("/auth/token", responses=problem_responses(401, 422, 429))
+@router.post("/auth/token", openapi_extra=OPEN, responses=problem_responses(401, 422, 429))
 async def issue_token(
     request: Request,
     response: Response,
@@ -49,7 +50,7 @@ async def issue_token(
     return await auth.login(username, password, scopes, request.client.host if request.client else "")
 
 
-@router.post("/auth/revoke", responses=problem_responses(422))
+@router.post("/auth/revoke", openapi_extra=OPEN, responses=problem_responses(422))
 async def revoke_token(auth: AuthServiceDep, token: Annotated[str, Form(max_length=8_192)]) -> dict[str, str]:
     """Revoke a refresh token and its family (RFC 7009: an unknown token is answered alike)."""
     await auth.revoke(token)
@@ -94,7 +95,7 @@ async def revoke_key(key_id: RecordId, caller: CurrentUser, keys: ApiKeyServiceD
     await keys.revoke(caller.user_id, key_id)
 
 
-@router.get("/.well-known/jwks.json", responses=problem_responses(404))
+@router.get("/.well-known/jwks.json", openapi_extra=OPEN, responses=problem_responses(404))
 async def jwks(auth: AuthServiceDep, response: Response) -> dict[str, list[dict[str, Any]]]:
     """The public keys that verify our tokens, when they are signed with RS256 or ES256."""
     keys = auth.ring.jwks()

@@ -13,7 +13,7 @@ from api.streaming.response import EventStreamResponse, while_connected
 from api.streaming.sse import HEARTBEAT, SseRenderer
 from core.dependencies import require
 from domain.auth import Principal, Scope
-from domain.models import CompletionRequest
+from domain.models import CompletionRequest, CompletionResult
 from services.agent_stream import RunStream
 
 router = APIRouter(tags=["completion"])
@@ -31,7 +31,7 @@ _STREAM_EXAMPLE = (
 )
 
 
-@router.post("/completion", responses={**_ERRORS, 200: {"description": "The whole answer"}})
+@router.post("/completion", response_model=CompletionResult, responses=_ERRORS)
 async def complete(body: CompletionRequest, request: Request, caller: Caller, agents: AgentServiceDep) -> Response:
     """Ask an agent and get the whole answer. The header `x-model` names the model that served it."""
     result = await while_connected(request.receive, agents.invoke(body, caller))

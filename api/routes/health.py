@@ -8,6 +8,7 @@ from starlette.responses import Response
 
 from api.dependencies import AllServices
 from api.errors import problem_responses
+from api.openapi import OPEN
 from core.dependencies import require
 from domain.auth import Principal, Scope
 from domain.errors import Unavailable
@@ -30,13 +31,13 @@ class Readiness(BaseModel):
     agents: int
 
 
-@router.get("/health")
+@router.get("/health", openapi_extra=OPEN)
 async def health() -> Health:
     """Alive: the event loop turns. Open to everybody."""
     return Health()
 
 
-@router.get("/ready", responses=problem_responses(503))
+@router.get("/ready", openapi_extra=OPEN, responses=problem_responses(503))
 async def ready(services: AllServices) -> Readiness:
     """Ready: the database answers and there is an agent to call. Open to everybody."""
     await services.database.ping()

@@ -173,6 +173,24 @@ async def test_the_list_of_operations_is_the_documents(shared: House) -> None:
     assert documented == set(OPERATIONS)
 
 
+OPEN = {
+    ("POST", "/auth/token"),
+    ("POST", "/auth/revoke"),
+    ("GET", "/health"),
+    ("GET", "/ready"),
+    ("GET", "/.well-known/jwks.json"),
+}
+
+
+@pytest.mark.parametrize(("method", "path"), OPERATIONS)
+async def test_every_door_is_locked_unless_the_document_says_it_is_open(shared: House, method: str, path: str) -> None:
+    document = (await shared.anyone.get("/openapi.json")).json()
+    said_open = document["paths"][path][method.lower()].get("security") == []
+    assert said_open == ((method, path) in OPEN)
+    answer = await shared.anyone.request(method, path.replace("{", "").replace("}", ""), json={"message": "x"})
+    assert (answer.status_code == 401) == (not said_open)
+
+
 @pytest.mark.parametrize(("method", "path"), OPERATIONS)
 async def test_whatever_is_generated_from_the_document_is_answered_as_documented(
     shared: House, method: str, path: str

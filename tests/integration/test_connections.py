@@ -156,3 +156,28 @@ async def test_graphs_are_compiled_once_for_each_choice_and_kept_bounded(open_wi
         await house.client.post("/completion", json={"message": "x", "temperature": temperature})
     assert service.compiled == 5
     assert service.kept == 3
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [("api.example.com", 200), ("API.example.com:8000", 200), ("x.inner.example", 200), ("evil.example", 421),
+     ("", 421), ("inner.example", 421), ("api.example.com.evil.example", 421), ("[::1]:80", 421)],
+)  # fmt: skip
+async def test_only_our_own_names_are_served(open_with: Opener, settings: Settings, host: str, status: int) -> None:
+    allowed = ("api.example.com", "*.inner.example", "127.0.0.1")
+    server = settings.server.model_copy(update={"allowed_hosts": allowed})
+    house = await open_with(settings.model_copy(update={"server": server}))
+    answer = await house.anyone.get("/health", headers={"host": host})
+    assert answer.status_code == status
+    if status != 200:
+        assert answer.headers["content-type"] == "application/problem+json"
+
+
+async def test_a_named_origin_may_call_from_a_browser(open_with: Opener, settings: Settings) -> None:
+    server = settings.server.model_copy(update={"cors_origins": ("https://app.example",)})
+    house = await open_with(settings.model_copy(update={"server": server}))
+    asked = {"access-control-request-method": "POST", "access-control-request-headers": "authorization"}
+    leave = await house.anyone.options("/completion", headers={"origin": "https://app.example", **asked})
+    assert leave.headers["access-control-allow-origin"] == "https://app.example"
+    refused = await house.anyone.options("/completion", headers={"origin": "https://evil.example", **asked})
+    assert "access-control-allow-origin" not in refused.headers

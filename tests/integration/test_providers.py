@@ -1,6 +1,7 @@
 """One conversation over every wire: the text is what the provider sent, the usage what it counted."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -277,3 +278,36 @@ async def test_a_hundred_streams_of_two_hundred_pieces_lose_nothing(served: Hous
             for _ in range(100):
                 group.start_soon(ask)
     assert answers == ["".join(words)] * 100
+
+
+SYNC_AGENT = """
+from langgraph.graph import END, START, MessagesState, StateGraph
+
+
+def build_graph(context):
+    def node(state: MessagesState) -> dict:
+        return {"messages": [context.llm.invoke(state["messages"])]}
+
+    graph = StateGraph(MessagesState)
+    graph.add_node("node", node)
+    graph.add_edge(START, "node")
+    graph.add_edge("node", END)
+    return graph
+"""
+
+
+@pytest.mark.parametrize("model", ["openai/m", "ollama/m", "offline/rules"])
+async def test_a_graph_with_plain_functions_streams_like_any_other(
+    open_with: Opener, settings: Settings, provider: FakeProvider, tmp_path: Path, model: str
+) -> None:
+    folder = tmp_path / "plugins" / "plain"
+    folder.mkdir(parents=True)
+    (folder / "graph.py").write_text(SYNC_AGENT)
+    (folder / "config.yaml").write_text("name: Plain\n")
+    agents = settings.agents.model_copy(update={"plugins_dir": tmp_path / "plugins"})
+    house = await open_with(reaching(settings.model_copy(update={"agents": agents}), provider))
+    events = await house.events({"message": "Salut", "model": model, "agent": "plain"})
+    assert events[-1]["kind"] == "run.finished"
+    assert sum(event["kind"] == "text.delta" for event in events) > 5
+    assert text_of(events) == events[-1]["output"]
+    assert events[-1]["usage"]["total_tokens"] > 0

@@ -4,7 +4,7 @@ import asyncio
 import inspect
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any
 
 import orjson
@@ -13,7 +13,7 @@ from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.messages import AIMessageChunk, BaseMessage
 from langchain_core.messages.tool import tool_call_chunk
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, PrivateAttr
 from uuid_utils import uuid7
 
 from core.http import ProviderClient
@@ -43,6 +43,14 @@ class RoutedChat(BaseChatModel):
     provider_client: ProviderClient | None = Field(None, exclude=True, repr=False)
     wanted_format: dict[str, Any] | None = None
     fallbacks: list["RoutedChat"] = Field(default_factory=list, exclude=True, repr=False)
+
+    _loop: asyncio.AbstractEventLoop | None = PrivateAttr(None)
+
+    def model_post_init(self, context: Any, /) -> None:
+        """Remember the loop that it was made on: plain `def` nodes call it from threads."""
+        super().model_post_init(context)
+        with suppress(RuntimeError):
+            self._loop = asyncio.get_running_loop()
 
     # -- what a vendor says --
 
@@ -140,7 +148,7 @@ class RoutedChat(BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         """For graphs with plain `def` nodes: LangGraph runs those in a thread, the call itself happens on our loop."""
-        loop = self.provider_client.loop if self.provider_client else None
+        loop = self._loop
         if loop is None or not loop.is_running():
             raise RuntimeError("this model is async: call ainvoke(), or invoke() from a node that LangGraph runs")
         try:
