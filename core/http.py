@@ -117,8 +117,8 @@ class ProviderClient:
         Raises:
             RouteurError: of the upstream kinds, InvalidRequest or ModelNotFound.
         """
-        async with self._answered(path, payload, model) as (response, first, clock):
-            clock.allow(self.deadlines.total)  # a whole answer is silent until it is there
+        # a whole answer is silent until it is there
+        async with self._answered(path, payload, model, self.deadlines.total) as (response, first, _clock):
             body = first + await self._read_whole(response)
         answer = self._json(body)
         if not isinstance(answer, dict):
@@ -136,7 +136,7 @@ class ProviderClient:
         Raises:
             RouteurError: as `post_json`; also while iterating, when the stream breaks, drips or hangs.
         """
-        async with self._answered(path, payload, model) as (response, first, clock):
+        async with self._answered(path, payload, model, self.deadlines.first_byte) as (response, first, clock):
             yield _Lines(self, response, first, clock)
             await _read_last_bytes(response)
 
@@ -159,14 +159,14 @@ class ProviderClient:
 
     @asynccontextmanager
     async def _answered(
-        self, path: str, payload: Mapping[str, Any], model: str
+        self, path: str, payload: Mapping[str, Any], model: str, first_byte: float
     ) -> AsyncIterator[tuple[aiohttp.ClientResponse, bytes, "_Clock"]]:
-        """A good response with its first bytes, under a clock."""
+        """A good response with its first bytes (due within `first_byte` seconds), under a clock."""
         clock = _Clock(self.deadlines.total)
         response: aiohttp.ClientResponse | None = None
         try:
             async with clock.timeout:
-                response, first = await self._begin(path, orjson.dumps(payload, default=str), model, clock)
+                response, first = await self._begin(path, orjson.dumps(payload, default=str), model, clock, first_byte)
                 yield response, first, clock
         except TimeoutError as error:
             if not clock.timeout.expired():
@@ -183,11 +183,13 @@ class ProviderClient:
                 else:
                     response.close()
 
-    async def _begin(self, path: str, body: bytes, model: str, clock: "_Clock") -> tuple[aiohttp.ClientResponse, bytes]:
+    async def _begin(
+        self, path: str, body: bytes, model: str, clock: "_Clock", first_byte: float
+    ) -> tuple[aiohttp.ClientResponse, bytes]:
         """Send `body` until a first byte of a good answer is here. Nothing is repeated after that byte."""
         attempt = 0
         while True:
-            clock.allow(self.deadlines.first_byte)
+            clock.allow(first_byte)
             try:
                 response = await self._open().post(
                     self.base_url + path, data=body, headers=self._headers, allow_redirects=False, proxy=self._proxy

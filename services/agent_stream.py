@@ -94,7 +94,7 @@ class RunStream:
         self._seq = 0
         self._pending: list[Envelope] = []
         self._waiter: asyncio.Future[None] | None = None
-        self._drained: asyncio.Future[None] | None = None
+        self._room = asyncio.Event()
         self._spoken: set[str] = set()  # ids of messages whose text our models told us
         self._seen: set[str] = {message.id for message in messages if message.id}
         self._output = ""
@@ -119,8 +119,8 @@ class RunStream:
     async def drained(self) -> None:
         """Wait until the reader has taken what is pending."""
         while self.full:
-            self._drained = asyncio.get_running_loop().create_future()
-            await self._drained
+            self._room.clear()
+            await self._room.wait()
 
     def call_finished(self, model: str, usage: Usage | None, finish_reason: str | None) -> None:
         """A model call is over."""
@@ -151,7 +151,7 @@ class RunStream:
             while True:
                 if self._pending:
                     events, self._pending = self._pending, []
-                    self._resume_source()
+                    self._room.set()
                     yield events
                     if alarm:
                         alarm.postpone()
@@ -186,7 +186,7 @@ class RunStream:
             self._on_start()
         token = current_listener.set(self)
         self._emit(RunStarted(agent=self.agent, model=self.model, session_id=self.session_id))
-        terminal: AgentEvent
+        terminal: AgentEvent = RunCancelled(reason="the server stopped", usage=None)
         try:
             terminal = await self._run_graph()
         except asyncio.CancelledError:
@@ -217,11 +217,16 @@ class RunStream:
             message = f"The run took longer than its limit of {self._limit:g} s."
             self.error = UpstreamTimeout(message, code="run_timed_out")
             return RunTimedOut(limit=self._limit, message=message, usage=self.usage)
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            return self._failed(error)  # nobody cancelled us: the graph raised it by itself
         except Exception as error:
             return self._failed(error)
         return RunFinished(output=self._output, model=self.model, finish_reason=self._finish, usage=self.usage)
 
-    def _failed(self, error: Exception) -> RunFailed:
+    def _failed(self, error: BaseException) -> RunFailed:
         if not isinstance(error, RouteurError):
             if isinstance(error, GraphRecursionError):
                 steps = self._config.get("recursion_limit")
@@ -320,8 +325,3 @@ class RunStream:
         waiter, self._waiter = self._waiter, None
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
-
-    def _resume_source(self) -> None:
-        held, self._drained = self._drained, None
-        if held is not None and not held.done():
-            held.set_result(None)

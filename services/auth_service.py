@@ -152,7 +152,7 @@ class AuthService:
             live = await work.refresh_tokens.is_live(claims.family, claims.user_id)
         if user is None or user.disabled or user.token_version != claims.token_version or not live:
             raise Unauthenticated("The credential is not valid.")
-        scopes = frozenset(Scope(scope) for scope in claims.scopes) & user.scopes
+        scopes = frozenset(scope for scope in user.scopes if scope.value in claims.scopes)
         principal = Principal(
             UserId(user.id), user.username, scopes, CredentialKind.ACCESS_TOKEN, credential_id=claims.token_id
         )

@@ -27,6 +27,7 @@ class ScriptedModel(BaseChatModel):
 
     script: list[Any]
     model_id: str = "fake/scripted"
+    named: str = "fake"
     hold: asyncio.Event | None = None
     _heard: list[list[BaseMessage]] = PrivateAttr(default_factory=list)
     _spoke: asyncio.Event = PrivateAttr(default_factory=asyncio.Event)
@@ -73,7 +74,7 @@ class ScriptedModel(BaseChatModel):
         if isinstance(entry, BaseException):
             raise entry
         message = entry.model_copy() if isinstance(entry, AIMessage) else AIMessage(entry)
-        message.id = f"msg_fake_{len(self._heard)}"
+        message.id = f"msg_{self.named}_{len(self._heard)}"
         message.usage_metadata = USAGE
         message.response_metadata = {"routeur_model": self.model_id}
         listener = current_listener.get()

@@ -173,6 +173,7 @@ class FakeProvider:
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _whole(self, path: str, asked: dict[str, Any], reply: Reply, send: Any) -> None:
+        await asyncio.sleep(reply.pause)
         if reply.fault in ("malformed", "cut"):
             await _respond(send, 200, b'{"choices": [{"mess')
             return

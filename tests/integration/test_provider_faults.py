@@ -212,3 +212,16 @@ async def test_a_provider_that_is_not_there_is_a_502(
     for streamed in (True, False):
         ended = await outcome(house, "openai", streamed=streamed)
         assert (ended["status"], ended["code"]) == (502, "upstream_unreachable")
+
+
+async def test_a_whole_answer_may_take_longer_than_a_first_token(
+    open_with: Opener, settings: Settings, provider: FakeProvider
+) -> None:
+    """Unstreamed, the first byte comes when everything is said: only the total limit counts."""
+    providers = ProviderSettings(
+        discover_local=False, openai_base_url=f"{provider.url}/v1", first_token_timeout=0.05, total_timeout=20
+    )
+    house = await open_with(settings.model_copy(update={"providers": providers}))
+    provider.then(Reply(pause=0.3))
+    answer = await house.client.post("/completion", json={"message": "x", "model": "openai/m"})
+    assert (answer.status_code, answer.json().get("response")) == (200, TEXT)

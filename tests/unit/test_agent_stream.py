@@ -237,3 +237,39 @@ async def test_every_envelope_names_its_run_and_is_in_utc() -> None:
     envelopes: list[Envelope] = [envelope async for envelope in run]
     assert {envelope.run_id for envelope in envelopes} == {run.run_id}
     assert all(str(envelope.at.tzinfo) == "UTC" for envelope in envelopes)
+
+
+async def test_two_models_at_once_are_both_paused_and_both_go_on() -> None:
+    words = " ".join(["w"] * BUFFER_LIMIT)
+
+    async def left(state: MessagesState) -> dict[str, Any]:
+        return {"messages": [await ScriptedModel(script=[words], named="left").ainvoke("x")]}
+
+    async def right(state: MessagesState) -> dict[str, Any]:
+        return {"messages": [await ScriptedModel(script=[words], named="right").ainvoke("x")]}
+
+    graph = StateGraph(MessagesState)
+    graph.add_node("left", left)
+    graph.add_node("right", right)
+    for node in ("left", "right"):
+        graph.add_edge(START, node)
+        graph.add_edge(node, END)
+    heard = {"msg_left_1": 0, "msg_right_1": 0}
+    with anyio.fail_after(20):
+        async for batch in run_of(graph.compile()).batches():
+            for envelope in batch:
+                if isinstance(envelope.event, TextDelta) and not envelope.event.done:
+                    heard[envelope.event.message_id] += 1
+            for _ in range(BUFFER_LIMIT):
+                await asyncio.sleep(0)
+    assert heard == {"msg_left_1": BUFFER_LIMIT, "msg_right_1": BUFFER_LIMIT}
+
+
+async def test_a_graph_that_raises_a_cancellation_by_itself_has_failed() -> None:
+    async def node(state: MessagesState) -> dict[str, Any]:
+        raise asyncio.CancelledError
+
+    events = await told(run_of(one_node(node)))
+    assert events[-1].code == "agent_failed"
+    collected = await run_of(one_node(node), streams=False).collect()
+    assert isinstance(collected[-1].event, RunFailed)
