@@ -1,4 +1,4 @@
-"""The side door: `routeur serve | settings | users | keys | models | agents`."""
+"""The side door: `routeur serve | chat | doctor | settings | users | keys | models | agents`."""
 
 import asyncio
 import gc
@@ -17,9 +17,14 @@ from app import create_app, server_options
 from config.environment import env_example, load_settings
 from config.settings import SettingsError
 from core.logging import setup_logging
-from domain.auth import DEFAULT_SCOPES, Scope
+from domain.auth import DEFAULT_SCOPES, CredentialKind, Principal, Scope, UserId
+from domain.enums import Role
 from domain.errors import RouteurError
+from domain.events import RunFinished, TextDelta, ToolFinished, ToolStarted
+from domain.messages import Message
+from domain.models import CompletionRequest
 from domain.users import NewApiKey, NewUser, UserChange
+from services.agent_stream import RunStream
 from services.container import Services, open_services
 
 T = TypeVar("T")
@@ -29,6 +34,9 @@ users = typer.Typer(no_args_is_help=True, help="Who may log in.")
 keys = typer.Typer(no_args_is_help=True, help="API keys, for programs.")
 cli.add_typer(users, name="users")
 cli.add_typer(keys, name="keys")
+
+#: Whoever sits at this terminal may read the keys anyway.
+_OPERATOR = Principal(UserId("operator"), "operator", frozenset({Scope.ADMIN}), CredentialKind.ACCESS_TOKEN, "terminal")
 
 out = Console()
 err = Console(stderr=True)
@@ -122,6 +130,62 @@ def agents() -> None:
     _with_services(work)
 
 
+@cli.command()
+def chat(
+    question: Annotated[list[str] | None, typer.Argument(help="One question; without it, a conversation.")] = None,
+    agent: Annotated[str | None, typer.Option(help="Which agent (DEFAULT_AGENT).")] = None,
+    model: Annotated[str | None, typer.Option(help="provider/name (the agent's, or DEFAULT_MODEL).")] = None,
+) -> None:
+    """Talk to an agent here in the terminal; no server, no login."""
+
+    async def work(services: Services) -> None:
+        said: list[Message] = []
+        once = " ".join(question or [])
+        while once or sys.stdin.isatty() or not said:
+            words = once or await asyncio.to_thread(_ask)
+            if not words:
+                return
+            said.append(Message(role=Role.USER, content=words))
+            request = _checked(lambda: CompletionRequest(messages=said, agent=agent, model=model))
+            answer = await _tell(await services.agents.stream(request, _OPERATOR))
+            if once:
+                return
+            said.append(Message(role=Role.ASSISTANT, content=answer or "(no answer)"))
+
+    _with_services(work)
+
+
+@cli.command()
+def doctor() -> None:
+    """Look at everything that has to be right: settings, database, providers, agents, tools."""
+    sick = False
+
+    async def work(services: Services) -> None:
+        nonlocal sick
+        checks: list[tuple[str, str, str | None]] = []
+        await services.database.ping()
+        checks.append(("database", services.database.dialect, None))
+        known = await services.llm.list_available_models()
+        for provider in known.providers:
+            count = sum(model.provider == provider.name for model in known.models)
+            checks.append((f"provider {provider.name}", f"{count} models", provider.unavailable_reason))
+        default = services.llm.default_model_id
+        checks.append(("default model", default or "-", None if default else "no model is configured"))
+        for one in services.registry.list_agents():
+            checks.append((f"agent {one.id}", one.name, one.unavailable_reason))
+        checks.append(("tools", ", ".join(services.tools.names), None))
+        checks += [(f"tool file {name}", "-", reason) for name, reason in services.tools.broken.items()]
+        table = Table("what", "found", "state", title="routeur doctor")
+        for what, found, trouble in checks:
+            table.add_row(what, found, Text(trouble or "ok", "red" if trouble else "green"))
+        out.print(table)
+        sick = any(trouble for _, _, trouble in checks)
+
+    _with_services(work)
+    if sick:
+        raise typer.Exit(1)
+
+
 @users.command("add")
 def add_user(
     username: str,
@@ -212,6 +276,34 @@ def revoke_key(username: str, key_id: str) -> None:
         out.print(f"key {key_id} revoked")
 
     _with_services(work)
+
+
+def _ask() -> str:
+    try:
+        return input("you  ").strip()
+    except EOFError:
+        return ""
+
+
+async def _tell(run: RunStream) -> str:
+    """Show a run as it happens; the text of its answer."""
+    async for envelope in run:
+        event = envelope.event
+        if isinstance(event, TextDelta):
+            out.print(event.text, end="\n" if event.done else "", markup=False, highlight=False, soft_wrap=True)
+        elif isinstance(event, ToolStarted):
+            out.print(Text(f"-> {event.name} {event.arguments}", "dim"))
+        elif isinstance(event, ToolFinished):
+            out.print(Text(f"<- {event.output}", "dim" if event.ok else "red"))
+        elif isinstance(event, RunFinished):
+            cost = (
+                f"{event.usage.input_tokens} + {event.usage.output_tokens} tokens" if event.usage else "usage unknown"
+            )
+            out.print(Text(f"{event.model}, {cost}", "dim"))
+            return event.output
+    if run.error is not None:
+        err.print(Text(f"error: {run.error}", style="bold red"))
+    return ""
 
 
 def _with_services(work: Callable[[Services], Awaitable[T]]) -> T:

@@ -180,6 +180,31 @@ def test_settings_that_cannot_work_stop_the_start_with_their_names(tmp_path: Pat
     assert "Traceback" not in done.stderr
 
 
+def test_an_agent_answers_in_the_terminal(tmp_path: Path) -> None:
+    done = routeur(tmp_path, "chat", "--agent", "react", "what is 6 times 7?")
+    assert done.returncode == 0, done.stderr
+    assert "-> calculator {'expression': '6 * 7'}" in done.stdout
+    assert "calculator answered: 42" in done.stdout
+    assert "offline/rules, 85 + 21 tokens" in done.stdout
+    piped = routeur(tmp_path, "chat", typed="hello there\n")
+    assert "You said: hello there" in piped.stdout
+    missing = routeur(tmp_path, "chat", "--agent", "nobody", "x")
+    assert missing.returncode == 2
+    assert "Available" in missing.stderr
+
+
+def test_the_doctor_names_what_is_sick(tmp_path: Path) -> None:
+    healthy = routeur(tmp_path, "doctor")
+    assert healthy.returncode == 0, healthy.stdout
+    assert "calculator, clock" in healthy.stdout
+    broken = tmp_path / "plugins" / "broken"
+    broken.mkdir(parents=True)
+    (broken / "config.yaml").write_text("colour: red\n")
+    sick = routeur(tmp_path, "doctor")
+    assert sick.returncode == 1
+    assert "broken" in sick.stdout
+
+
 def test_the_app_imports_quickly_without_providers() -> None:
     """The promise is 0.8 s; what is checked is what makes it true on any machine: nothing heavy is imported."""
     code = "import app, sys; print(*sorted({name.split('.')[0] for name in sys.modules}))"
