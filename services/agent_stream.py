@@ -60,6 +60,7 @@ class RunStream:
         run_id: UUIDv7 text.
         model: what was resolved; after the end, what served.
         error: why it failed, when it did.
+        limit: seconds that it may take.
     """
 
     def __init__(
@@ -87,7 +88,7 @@ class RunStream:
         self._graph = graph
         self._messages = list(messages)
         self._config = config
-        self._limit = limit
+        self.limit = limit
         self._on_start = on_start
         self._on_end = on_end
         self._laws = EventLaws()
@@ -198,7 +199,7 @@ class RunStream:
 
     async def _run_graph(self) -> AgentEvent:
         try:
-            async with asyncio.timeout(self._limit) as clock:
+            async with asyncio.timeout(self.limit) as clock:
                 parts = self._graph.astream(
                     {"messages": self._messages},
                     self._config,
@@ -214,9 +215,9 @@ class RunStream:
         except TimeoutError as error:
             if not clock.expired():
                 return self._failed(error)
-            message = f"The run took longer than its limit of {self._limit:g} s."
+            message = f"The run took longer than its limit of {self.limit:g} s."
             self.error = UpstreamTimeout(message, code="run_timed_out")
-            return RunTimedOut(limit=self._limit, message=message, usage=self.usage)
+            return RunTimedOut(limit=self.limit, message=message, usage=self.usage)
         except asyncio.CancelledError as error:
             task = asyncio.current_task()
             if task is None or task.cancelling():

@@ -144,3 +144,37 @@ async def test_a_long_conversation_is_shown_from_its_end() -> None:
     graph = registry.compile(registry.get("short"), model)
     await graph.ainvoke({"messages": [HumanMessage(str(number)) for number in range(5)]})
     assert [str(message.text) for message in model.heard[0]] == ["Be short.", "3", "4"]
+
+
+def test_a_package_offers_agents_and_tools_by_entry_points(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "their_package.py").write_text(
+        "from langchain_core.tools import tool\n"
+        "from graphs.base_graph import build_base_graph as builder\n"
+        "@tool\ndef hammer(nail: str) -> str:\n    'Hits a nail.'\n    return nail\n"
+    )
+    info = tmp_path / "their_package-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: their-package\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        "[routeur.agents]\ntheirs = their_package:builder\nlost = no_such_package:builder\n"
+        "[routeur.tools]\nhammer = their_package:hammer\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    tools = ToolRegistry()
+    tools.discover(tmp_path / "none")
+    assert "hammer" in tools.names
+    registry = AgentRegistry(tools)
+    registry.discover(tmp_path / "none")
+    assert registry.info("theirs").available
+    assert "no_such_package" in (registry.info("lost").unavailable_reason or "")
+
+
+def test_a_broken_tool_file_is_left_out_with_its_reason(tmp_path: Path) -> None:
+    (tmp_path / "bad_tool.py").write_text("raise RuntimeError('boom')")
+    (tmp_path / "good_tool.py").write_text(
+        "from langchain_core.tools import tool\n@tool\ndef good() -> str:\n    'Good.'\n    return 'ok'\n"
+    )
+    tools = ToolRegistry()
+    tools.discover(tmp_path)
+    assert {"good", "calculator", "clock"} <= set(tools.names)
+    assert tools.broken == {"bad_tool": "RuntimeError: boom"}
