@@ -6,7 +6,7 @@ UV_VERSION = 0.13.8
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 SYNC = env -u UV_INDEX -u UV_DEFAULT_INDEX $(UV) sync --locked --quiet --all-extras --compile-bytecode
 
-.PHONY: run test check bench fmt build clean help
+.PHONY: run test check bench audit fmt build clean help
 .DEFAULT_GOAL := help
 
 help: ## This list
@@ -36,6 +36,10 @@ check: .venv/.synced ## Format, lint, types, import contracts (under 3 minutes)
 
 bench: .venv/.synced ## CPU per request and per chunk, as ratios to a byte relay
 	@.venv/bin/python -m benchmarks.run
+
+audit: .venv/.synced ## Known vulnerabilities of what the lock names (asks the advisory database)
+	@$(UV) export --locked --quiet --no-emit-project --all-extras --no-dev --format requirements-txt > .venv/requirements.txt
+	@.venv/bin/pip-audit --disable-pip --require-hashes -r .venv/requirements.txt
 
 fmt: .venv/.synced ## Format and mend what can be mended
 	@.venv/bin/ruff format .

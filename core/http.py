@@ -167,6 +167,7 @@ class ProviderClient:
         try:
             async with clock.timeout:
                 response, first = await self._begin(path, orjson.dumps(payload, default=str), model, clock, first_byte)
+                clock.rest()
                 yield response, first, clock
         except TimeoutError as error:
             if not clock.timeout.expired():
@@ -324,7 +325,9 @@ class _Lines:
 
     async def _next_chunk(self) -> bytes:
         self._clock.allow(self._client.deadlines.idle)
-        return await self._content.readany()
+        chunk = await self._content.readany()
+        self._clock.rest()
+        return chunk
 
 
 class _Clock:
@@ -339,6 +342,10 @@ class _Clock:
     def allow(self, seconds: float) -> None:
         """From now on, that many seconds."""
         self.timeout.reschedule(min(self._loop.time() + seconds, self._end))
+
+    def rest(self) -> None:
+        """Nobody waits for the provider now (the reader is being waited for): only the whole call's end counts."""
+        self.timeout.reschedule(self._end)
 
     def spent(self) -> float:
         """Seconds since the call began."""

@@ -8,6 +8,9 @@ import pytest
 from pydantic import SecretStr
 
 from config.settings import CompatibleProvider, ProviderSettings, Settings
+from domain.auth import CredentialKind, Principal, Scope, UserId
+from domain.events import TextDelta
+from domain.models import CompletionRequest
 from tests.fakes.house import House, open_house, text_of
 from tests.fakes.providers import TEXT, FakeProvider, Reply
 
@@ -225,3 +228,25 @@ async def test_a_whole_answer_may_take_longer_than_a_first_token(
     provider.then(Reply(pause=0.3))
     answer = await house.client.post("/completion", json={"message": "x", "model": "openai/m"})
     assert (answer.status_code, answer.json().get("response")) == (200, TEXT)
+
+
+async def test_a_slow_reader_is_not_taken_for_a_silent_provider(
+    open_with: Opener, settings: Settings, provider: FakeProvider
+) -> None:
+    """The source is paused for longer than the provider may be silent; that is nobody's fault, and nothing is lost."""
+    providers = ProviderSettings(discover_local=False, openai_base_url=f"{provider.url}/v1", idle_timeout=0.1)
+    house = await open_with(settings.model_copy(update={"providers": providers}))
+    provider.then(Reply(words=tuple(f"{number} " for number in range(20_000))))
+    request = CompletionRequest(message="x", model="openai/m")
+    operator = Principal(UserId("u"), "u", frozenset({Scope.ADMIN}), CredentialKind.API_KEY, "k")
+    run = await house.services.agents.stream(request, operator)
+    heard, paused = 0, False
+    with anyio.fail_after(30):
+        async for batch in run.batches():
+            heard += sum(isinstance(one.event, TextDelta) and not one.event.done for one in batch)
+            if heard > 1_000 and not paused:
+                paused = True
+                await anyio.sleep(0.4)
+    assert paused
+    assert run.error is None
+    assert heard == 20_000
