@@ -44,7 +44,8 @@ from services.silence import SilenceBell
 
 logger = logging.getLogger(__name__)
 
-_MODES: tuple[Literal["updates", "custom", "messages"], ...] = ("updates", "custom", "messages")
+#: What LangGraph tells. `messages` adds the tokens of models that are not ours, for those who read along.
+_WHOLE: list[Literal["updates", "custom", "messages"]] = ["updates", "custom"]
 _MAX_TOOL_OUTPUT = 64_000  # characters of a tool's answer that an event carries; the agent itself sees all of it
 BUFFER_LIMIT = 512  # events a slow reader may be behind before the source is paused; about 100 kB
 
@@ -203,7 +204,7 @@ class RunStream:
                 parts = self._graph.astream(
                     {"messages": self._messages},
                     self._config,
-                    stream_mode=list(_MODES),
+                    stream_mode=[*_WHOLE, "messages"] if self.streams else _WHOLE,
                     subgraphs=True,
                     version="v2",
                 )
