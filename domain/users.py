@@ -1,9 +1,9 @@
 """Users, their keys and their tokens: what is stored, what is asked, what is answered."""
 
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from domain.agents import AGENT_ID_PATTERN
 from domain.auth import DEFAULT_SCOPES, CredentialKind, Scope
@@ -57,6 +57,39 @@ class RefreshToken(_Record):
     expires_at: datetime
     used_at: datetime | None = None
     revoked_at: datetime | None = None
+
+
+class TokenRequest(_Record):
+    """The form of POST /auth/token (OAuth 2.0, RFC 6749 sections 4.3 and 6)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    grant_type: Literal["password", "refresh_token"]
+    username: Annotated[str, Field(max_length=256)] | None = None
+    password: Annotated[str, Field(max_length=8_192, json_schema_extra={"format": "password"})] | None = Field(
+        None, repr=False
+    )
+    refresh_token: Annotated[str, Field(max_length=8_192)] | None = Field(None, repr=False)
+    scope: Annotated[str, Field(max_length=1_024)] | None = Field(None, description="narrows; separated by spaces")
+    client_id: Annotated[str, Field(max_length=0)] | None = Field(None, description="empty: there are no OAuth clients")
+    client_secret: Annotated[str, Field(max_length=0)] | None = Field(None, description="empty")
+
+    @model_validator(mode="after")
+    def _fits_its_grant(self) -> Self:
+        if self.grant_type == "password" and not (self.username and self.password and not self.refresh_token):
+            raise ValueError("grant_type password needs username and password, and no refresh_token")
+        if self.grant_type == "refresh_token" and (not self.refresh_token or self.username or self.password):
+            raise ValueError("grant_type refresh_token needs refresh_token, and no username or password")
+        return self
+
+
+class RevokeRequest(_Record):
+    """The form of POST /auth/revoke (RFC 7009). The hint is not needed: the tokens tell themselves apart."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    token: Annotated[str, Field(min_length=1, max_length=8_192)] = Field(repr=False)
+    token_type_hint: Literal["access_token", "refresh_token"] | None = None
 
 
 class TokenPair(_Record):

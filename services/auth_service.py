@@ -4,6 +4,7 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
@@ -104,11 +105,20 @@ class AuthService:
         return self._pair(user, old.family, secret, granted)
 
     async def revoke(self, token: str) -> None:
-        """End the family of a refresh token. An unknown token is no error (RFC 7009): it is not valid either way."""
+        """End the family of a refresh or an access token. An unknown token is no error (RFC 7009): it is not valid.
+
+        Raises:
+            InvalidRequest: it is an API key; those are revoked under /auth/keys.
+        """
+        _refuse_api_key(token)
+        family: str | None = None
+        with suppress(Unauthenticated):
+            family = read_access_token(self._ring, token).family
         async with self._database.unit_of_work() as work:
-            found = await work.refresh_tokens.by_hash(digest(token))
-            if found is not None:
-                await self._end_family(work, found.family, datetime.now(UTC))
+            if family is None and (found := await work.refresh_tokens.by_hash(digest(token))) is not None:
+                family = found.family
+            if family is not None:
+                await self._end_family(work, family, datetime.now(UTC))
 
     async def logout(self, credential: str) -> None:
         """End the log-in that an access token belongs to: the token itself and every refresh token of its family.
@@ -116,8 +126,7 @@ class AuthService:
         Raises:
             InvalidRequest: the credential is an API key; those are revoked under /auth/keys.
         """
-        if credential.startswith(API_KEY_PREFIX):
-            raise InvalidRequest("An API key cannot log out; revoke it under /auth/keys.", code="not_a_login")
+        _refuse_api_key(credential)
         claims = read_access_token(self._ring, credential)
         async with self._database.unit_of_work() as work:
             await self._end_family(work, claims.family, datetime.now(UTC))
@@ -218,6 +227,11 @@ class AuthService:
         return TokenPair(
             access_token=access, refresh_token=refresh_token, expires_in=self._access_ttl, scope=" ".join(ordered)
         )
+
+
+def _refuse_api_key(credential: str) -> None:
+    if credential.startswith(API_KEY_PREFIX):
+        raise InvalidRequest("An API key is no log-in; revoke it under /auth/keys.", code="unsupported_token_type")
 
 
 def _narrowed(held: frozenset[Scope], asked: Iterable[str] | None) -> frozenset[Scope]:

@@ -1,6 +1,6 @@
 """Log in, stay logged in, log out; API keys; the public keys of our tokens."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Form, Path, Request, Response
 
@@ -8,52 +8,32 @@ from api.dependencies import ApiKeyServiceDep, AuthServiceDep
 from api.errors import problem_responses
 from api.openapi import OPEN
 from core.dependencies import CurrentUser, credential_of
-from domain.errors import InvalidRequest, NotFound
-from domain.users import ApiKeyList, CreatedApiKey, Me, NewApiKey, TokenPair
+from domain.errors import NotFound
+from domain.users import ApiKeyList, CreatedApiKey, Me, NewApiKey, RevokeRequest, TokenPair, TokenRequest
 
 router = APIRouter(tags=["auth"])
 
 RecordId = Annotated[str, Path(max_length=64)]
-Text = Annotated[str | None, Form(max_length=8_192)]
 _NO_STORE = {"cache-control": "no-store"}
 
 
 @router.post("/auth/token", openapi_extra=OPEN, responses=problem_responses(401, 422, 429))
 async def issue_token(
-    request: Request,
-    response: Response,
-    auth: AuthServiceDep,
-    grant_type: Annotated[Literal["password", "refresh_token"], Form()],
-    username: Text = None,
-    password: Annotated[str | None, Form(max_length=8_192, json_schema_extra={"format": "password"})] = None,
-    refresh_token: Text = None,
-    scope: Text = None,
-    client_id: Text = None,
-    client_secret: Text = None,
+    form: Annotated[TokenRequest, Form()], request: Request, response: Response, auth: AuthServiceDep
 ) -> TokenPair:
-    """Tokens for a password, or for a refresh token (which is spent by this).
-
-    `scope` narrows what the tokens may do. There are no OAuth clients here: `client_id` and `client_secret` stay empty.
-    """
-    if client_id or client_secret:
-        raise InvalidRequest(
-            "There are no OAuth clients here; leave client_id and client_secret out.", param="client_id"
-        )
+    """Tokens for a password, or for a refresh token (which is spent by this). `scope` narrows what they may do."""
     response.headers.update(_NO_STORE)
-    scopes = scope.split() if scope else None
-    if grant_type == "refresh_token":
-        if not refresh_token or username or password:
-            raise InvalidRequest("refresh_token is needed, and nothing else.", param="refresh_token")
-        return await auth.refresh(refresh_token, scopes)
-    if not username or not password or refresh_token:
-        raise InvalidRequest("username and password are needed, and nothing else.", param="username")
-    return await auth.login(username, password, scopes, request.client.host if request.client else "")
+    scopes = form.scope.split() if form.scope else None
+    if form.grant_type == "refresh_token":
+        return await auth.refresh(form.refresh_token or "", scopes)
+    address = request.client.host if request.client else ""
+    return await auth.login(form.username or "", form.password or "", scopes, address)
 
 
 @router.post("/auth/revoke", openapi_extra=OPEN, responses=problem_responses(422))
-async def revoke_token(auth: AuthServiceDep, token: Annotated[str, Form(max_length=8_192)]) -> dict[str, str]:
-    """Revoke a refresh token and its family (RFC 7009: an unknown token is answered alike)."""
-    await auth.revoke(token)
+async def revoke_token(form: Annotated[RevokeRequest, Form()], auth: AuthServiceDep) -> dict[str, str]:
+    """End the log-in that a refresh or an access token belongs to (RFC 7009: an unknown token is answered alike)."""
+    await auth.revoke(form.token)
     return {}
 
 

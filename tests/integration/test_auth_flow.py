@@ -89,6 +89,16 @@ async def test_revoking_is_the_same_answer_for_known_and_unknown_tokens(house: H
     assert (await house.me(tokens["access_token"])).status_code == 401
 
 
+async def test_an_access_token_can_be_revoked_too_and_an_api_key_elsewhere(house: House) -> None:
+    tokens = (await house.log_in()).json()
+    form = {"token": tokens["access_token"], "token_type_hint": "access_token"}
+    assert (await house.anyone.post("/auth/revoke", data=form)).status_code == 200
+    assert (await house.me(tokens["access_token"])).status_code == 401
+    assert (await house.refresh(tokens["refresh_token"])).status_code == 401
+    refused = await house.anyone.post("/auth/revoke", data={"token": "rk_something"})
+    assert (refused.status_code, refused.json()["code"]) == (422, "unsupported_token_type")
+
+
 @pytest.mark.parametrize("change", [{"disabled": True}, {"password": "another password"}, {"scopes": ["completion"]}])
 async def test_a_changed_user_is_logged_out_everywhere_at_once(house: House, change: dict[str, object]) -> None:
     user = await house.add_user("ada")
@@ -250,6 +260,8 @@ async def test_a_forged_forwarding_header_does_not_lift_the_limit(open_with: Ope
         {"grant_type": "refresh_token"},
         {"grant_type": "password", "username": "admin", "password": "x", "client_id": "app"},
         {"grant_type": "password", "username": "a" * 9_000, "password": "x"},
+        {"grant_type": "password", "username": "admin", "password": "x", "audience": "elsewhere"},
+        {"grant_type": "refresh_token", "refresh_token": "rt_x", "username": "admin"},
     ],
 )
 async def test_a_form_that_makes_no_sense_is_refused_by_name(house: House, form: dict[str, str]) -> None:
