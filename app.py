@@ -27,6 +27,7 @@ from api.openapi import install_openapi
 from api.routes import agents, auth, completion, health, models, users
 from config.environment import load_settings
 from config.settings import Settings
+from core.logging import setup_logging
 from core.metrics import Metrics
 from core.security import PasswordHasher
 from core.telemetry import apply_tracing
@@ -136,5 +137,7 @@ def _add_middleware(app: FastAPI, settings: Settings, metrics: Metrics) -> None:
 def __getattr__(name: str) -> Any:
     """`app:app`, built when a server asks for it, so that importing this module reads no environment."""
     if name == "app":
-        return create_app()
+        settings = load_settings()
+        setup_logging(settings.log, debug=settings.server.debug)
+        return create_app(settings)
     raise AttributeError(name)

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from domain.formats import ResponseFormat
 
 AGENT_ID_PATTERN = r"^[a-z][a-z0-9_-]{0,63}$"
+MODEL_ID_PATTERN = r"^[!-~]+$"  # what can stand in a header: the answer names its model there
 
 
 class ModelParameters(BaseModel):
@@ -55,7 +56,7 @@ class AgentSpec(BaseModel):
     name: Annotated[str, Field(min_length=1, max_length=100)]
     description: Annotated[str, Field(max_length=2_000)] = ""
     workflow: WorkflowSpec = WorkflowSpec()
-    model: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    model: Annotated[str, Field(max_length=200, pattern=MODEL_ID_PATTERN)] | None = None
     parameters: ModelParameters = ModelParameters()
     tools: tuple[str, ...] = ()
     memory: MemorySpec = MemorySpec()

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from domain.agents import AGENT_ID_PATTERN, ModelParameters
+from domain.agents import AGENT_ID_PATTERN, MODEL_ID_PATTERN, ModelParameters
 from domain.enums import FinishReason
 from domain.formats import ResponseFormat
 from domain.messages import MAX_MESSAGE_CHARS, Message
@@ -30,7 +30,7 @@ class CompletionRequest(BaseModel):
 
     message: Annotated[str, Field(min_length=1, max_length=MAX_MESSAGE_CHARS)] | None = None
     messages: Annotated[list[Message], Field(min_length=1, max_length=2_000)] | None = None
-    model: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    model: Annotated[str, Field(max_length=200, pattern=MODEL_ID_PATTERN)] | None = None
     agent: Annotated[str, Field(pattern=AGENT_ID_PATTERN)] | None = None
     session_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:-]{1,128}$")] | None = None
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None

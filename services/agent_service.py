@@ -104,7 +104,7 @@ class AgentService:
             to_langchain(messages),
             {
                 "recursion_limit": agent.spec.recursion_limit,
-                "metadata": {"user_id": caller.user_id, **request.metadata},
+                "metadata": {"user_id": caller.user_id, "request": request.metadata},
             },
             agent=agent.id,
             model=model,

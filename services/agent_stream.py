@@ -105,13 +105,16 @@ class RunStream:
     # -- the ear for our own models (services.model_stream.ModelListener) --
 
     def text(self, message_id: str, text: str) -> None:
-        """A piece of an answer."""
+        """A piece of an answer. One that comes after the end (a task that a graph left behind) is nobody's."""
+        if self._laws.ended:
+            return
         self._spoken.add(message_id)
         self._emit(TextDelta(text=text, message_id=message_id))
 
     def reasoning(self, message_id: str, text: str) -> None:
         """A piece of a thought."""
-        self._emit(ReasoningDelta(text=text, message_id=message_id))
+        if not self._laws.ended:
+            self._emit(ReasoningDelta(text=text, message_id=message_id))
 
     @property
     def full(self) -> bool:

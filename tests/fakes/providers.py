@@ -52,6 +52,7 @@ class FakeProvider:
         self.asked: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.paths: list[str] = []
+        self.connections: set[int] = set()
         self.aborted = 0
         self.calls = 0
         self.abort_seen = asyncio.Event()
@@ -68,6 +69,7 @@ class FakeProvider:
             return
         path = scope["path"]
         self.paths.append(path)
+        self.connections.add(scope["client"][1])
         if scope["method"] == "GET":
             await self._listing(path, send)
             return

@@ -52,6 +52,8 @@ BODIES: list[tuple[str, bytes]] = [
     ("too hot", b'{"message": "x", "temperature": 2.1}'),
     ("cold", b'{"message": "x", "temperature": -0.1}'),
     ("no tokens", b'{"message": "x", "max_tokens": 0}'),
+    ("model is no header", '{"message": "x", "model": "offline/日本"}'.encode()),
+    ("model breaks a line", b'{"message": "x", "model": "offline/a\\r\\nx-evil: 1"}'),
     ("agent is a path", b'{"message": "x", "agent": "../../etc"}'),
     ("bad role", b'{"messages": [{"role": "root", "content": "x"}]}'),
     ("no content", b'{"messages": [{"role": "user", "content": ""}]}'),

@@ -311,3 +311,18 @@ async def test_a_graph_with_plain_functions_streams_like_any_other(
     assert sum(event["kind"] == "text.delta" for event in events) > 5
     assert text_of(events) == events[-1]["output"]
     assert events[-1]["usage"]["total_tokens"] > 0
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+@pytest.mark.parametrize("wire", WIRES)
+async def test_one_connection_serves_one_call_after_another(
+    open_with: Opener, settings: Settings, provider: FakeProvider, wire: str, streamed: bool
+) -> None:
+    house = await open_with(reaching(settings, provider))
+    provider.connections.clear()
+    for _ in range(10):
+        if streamed:
+            assert text_of(await house.events(body(wire))) == TEXT
+        else:
+            assert (await house.client.post("/completion", json=body(wire))).status_code == 200
+    assert len(provider.connections) == 1

@@ -3,6 +3,9 @@
 from collections.abc import AsyncIterator
 
 import pytest
+from langchain_core.messages import AIMessage
+from langchain_core.runnables import RunnableConfig
+from langgraph.graph import END, START, MessagesState, StateGraph
 
 from config.settings import AgentSettings, ProviderSettings, Settings
 from core.metrics import Metrics
@@ -12,6 +15,7 @@ from domain.errors import AgentNotFound, Forbidden, ModelNotFound, RateLimited, 
 from domain.events import RunStarted
 from domain.models import CompletionRequest
 from graphs.base_graph import build_base_graph
+from graphs.builder import AgentGraph, GraphContext
 from services.agent_registry import AgentRegistry
 from services.agent_service import AgentService
 from services.llm_service import LLMService, open_llm_service
@@ -125,3 +129,24 @@ async def test_a_broken_builder_is_unavailable(llm: LLMService, registry: AgentR
     registry.register_agent("bad", lambda context: 1)  # type: ignore[arg-type,return-value]
     with pytest.raises(Unavailable):
         await service(llm, registry).stream(asking(agent="bad"), CALLER)
+
+
+async def test_a_graph_is_told_who_asks_and_cannot_be_lied_to(llm: LLMService, registry: AgentRegistry) -> None:
+    seen: list[object] = []
+
+    def build(context: GraphContext) -> AgentGraph:
+        async def node(state: MessagesState, config: RunnableConfig) -> dict[str, object]:
+            seen.append({key: config["metadata"][key] for key in ("user_id", "request")})
+            return {"messages": [AIMessage("ok")]}
+
+        graph = StateGraph(MessagesState)
+        graph.add_node("node", node)
+        graph.add_edge(START, "node")
+        graph.add_edge("node", END)
+        return graph
+
+    registry.register_agent("asking", build)
+    lies = {"user_id": "somebody else", "langgraph_checkpoint_ns": "x", "langgraph_node": "y", "thread_id": "z"}
+    answer = await service(llm, registry).invoke(asking(agent="asking", metadata=lies), CALLER)
+    assert answer.response == "ok"
+    assert seen == [{"user_id": "u", "request": lies}]

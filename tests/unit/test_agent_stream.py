@@ -273,3 +273,13 @@ async def test_a_graph_that_raises_a_cancellation_by_itself_has_failed() -> None
     assert events[-1].code == "agent_failed"
     collected = await run_of(one_node(node), streams=False).collect()
     assert isinstance(collected[-1].event, RunFailed)
+
+
+async def test_words_that_come_after_the_end_are_nobodys() -> None:
+    run = run_of(asking(ScriptedModel(script=["x"])), streams=False)
+    events = await run.collect()
+    run.text("late", "word")
+    run.reasoning("late", "thought")
+    run.call_finished("fake/late", None, None)
+    assert run._pending == []
+    assert isinstance(events[-1].event, RunFinished)
