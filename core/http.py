@@ -5,10 +5,8 @@ here as one of ours; a provider's own words go to the log only, because its 401 
 """
 
 import asyncio
-import email.utils
 import logging
 import random
-import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -22,14 +20,8 @@ import aiohttp
 import orjson
 
 from core.logging import safe_line
-from domain.errors import (
-    InvalidRequest,
-    ModelNotFound,
-    RateLimited,
-    RouteurError,
-    UpstreamFailure,
-    UpstreamTimeout,
-)
+from core.provider_errors import failure_of, provider_words, retry_after_of
+from domain.errors import RouteurError, UpstreamFailure, UpstreamTimeout
 
 logger = logging.getLogger(__name__)
 
@@ -250,30 +242,13 @@ class ProviderClient:
     # -- what went wrong --
 
     def _failure(self, status: int, body: bytes, headers: Mapping[str, str], model: str) -> RouteurError:
-        code, said = _provider_words(body)
-        logger.warning(
+        code, said = provider_words(body)
+        logger.log(
+            self._level,
             "provider refused",
             extra={"provider": self.name, "status": status, "code": code, "said": safe_line(said, 500)},
         )
-        name = f"The provider '{self.name}'"
-        if status in (401, 403):
-            return UpstreamFailure(
-                f"{name} refused our credentials; check {self._setting}.", code="upstream_credentials"
-            )
-        if status == 404:
-            return ModelNotFound(model or self.name, reason=f"{name} does not know it.")
-        if status in (400, 413, 422):
-            if "context_length" in code or "context length" in said.lower():
-                message = "The conversation is longer than the model's context."
-                return InvalidRequest(message, code="context_length_exceeded", param="messages")
-            return InvalidRequest(f"{name} refused the request (status {status}).", code="provider_refused")
-        if status == 429:
-            if code == "insufficient_quota":
-                return UpstreamFailure(f"{name} says that our account is out of credit.", code="upstream_quota")
-            return RateLimited(
-                f"{name} is busy; try again later.", retry_after=_retry_after(headers), code="upstream_busy"
-            )
-        return UpstreamFailure(f"{name} failed (status {status}).", retry_after=_retry_after(headers))
+        return failure_of(self.name, status, code, said, retry_after_of(headers), model=model, setting=self._setting)
 
     def _broken(self, error: Exception) -> UpstreamFailure | UpstreamTimeout:
         logger.log(
@@ -366,33 +341,6 @@ def _pause(attempt: int, retry_after: float | None) -> float | None:
     if retry_after is not None:
         return retry_after if retry_after <= _LONGEST_WAIT else None
     return float(min(8.0, 0.25 * 2**attempt) * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, not a secret
-
-
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds, from `retry-after-ms` or `Retry-After` (seconds or a date)."""
-    try:
-        if milliseconds := headers.get("retry-after-ms"):
-            return max(0.0, float(milliseconds) / 1000)
-        value = headers.get("retry-after")
-        if value is None:
-            return None
-        if value.replace(".", "", 1).isdigit():
-            return float(value)
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
-        return None
-
-
-def _provider_words(body: bytes) -> tuple[str, str]:
-    """A provider's error code and message, whatever shape it gave them."""
-    try:
-        parsed = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        return "", body[:500].decode("utf-8", "replace")
-    error = parsed.get("error", parsed) if isinstance(parsed, dict) else parsed
-    if not isinstance(error, dict):
-        return "", str(error)
-    return str(error.get("code") or error.get("type") or ""), str(error.get("message") or error)
 
 
 def _proxy_for(base_url: str) -> str | None:

@@ -11,17 +11,17 @@ from domain.agents import ModelParameters
 from domain.errors import InvalidRequest
 from domain.models import Abilities
 from services.llm_providers.base import BaseProvider, ListedModel
-from services.llm_providers.wire import openai_wire
-from services.llm_providers.wire.answer import Answer, Delta, counted
+from services.llm_providers.wire.answer import counted
 from services.llm_providers.wire.listing import listed_entries
 from services.llm_providers.wire.parameters import given
 from services.llm_providers.wire.routed import RoutedChat
+from services.llm_providers.wire.wired import CompletionsChat
 
 _NOT_USED = SecretStr("not-used")  # the real key is in our client's headers
 _MAX_TEMPERATURE = 1.0  # ChatMistralAI and the API's documentation
 
 
-class MistralChat(RoutedChat, ChatMistralAI):  # type: ignore[misc] # its _agenerate names `stream`, ours takes it
+class MistralChat(CompletionsChat, ChatMistralAI):  # type: ignore[misc] # its _agenerate names `stream`, ours takes it
     """ChatMistralAI's conversions, `bind_tools` and `with_structured_output` over our client."""
 
     temperature: float | None = None  # type: ignore[assignment] # absent: Mistral's own default for the model
@@ -35,20 +35,11 @@ class MistralChat(RoutedChat, ChatMistralAI):  # type: ignore[misc] # its _agene
         """Takes the place of ChatMistralAI's, which builds two httpx clients for each instance."""
         return self
 
-    def _path(self) -> str:
-        return openai_wire.COMPLETIONS
-
     def _ask(
         self, messages: list[BaseMessage], stop: list[str] | None, *, stream: bool, **kwargs: Any
     ) -> dict[str, Any]:
         dicts, parameters = self._create_message_dicts(messages, stop)
         return {**parameters, **kwargs, "messages": dicts, "stream": stream}
-
-    def _read_line(self, answer: Answer, line: bytes) -> Delta | None:
-        return openai_wire.read_line(self._wire(), answer, line)
-
-    def _read_whole(self, answer: Answer, body: dict[str, Any]) -> Delta:
-        return openai_wire.read_whole(self._wire(), answer, body)
 
 
 class Provider(BaseProvider):

@@ -15,9 +15,10 @@ from services.llm_providers.base import BaseProvider, ListedModel
 from services.llm_providers.wire.answer import Answer, Delta, Fragment, counted
 from services.llm_providers.wire.parameters import given
 from services.llm_providers.wire.routed import RoutedChat
+from services.llm_providers.wire.wired import WiredChat
 
 
-class OllamaChat(RoutedChat, ChatOllama):
+class OllamaChat(WiredChat, ChatOllama):
     """ChatOllama's conversions, `bind_tools` and `with_structured_output` over our client."""
 
     @model_validator(mode="after")

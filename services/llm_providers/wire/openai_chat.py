@@ -8,15 +8,13 @@ from langchain_openai import ChatOpenAI
 from langchain_openai.chat_models.base import BaseChatOpenAI
 from pydantic import SecretStr, model_validator
 
-from services.llm_providers.wire import openai_wire
-from services.llm_providers.wire.answer import Answer, Delta
-from services.llm_providers.wire.routed import RoutedChat
+from services.llm_providers.wire.wired import CompletionsChat
 
 #: ChatOpenAI would look for OPENAI_API_KEY in the environment; the real credentials are in our client's headers.
 _NOT_USED = SecretStr("not-used")
 
 
-class OpenAIWireChat(RoutedChat, BaseChatOpenAI):
+class OpenAIWireChat(CompletionsChat, BaseChatOpenAI):
     """ChatOpenAI's conversions, `bind_tools` and `with_structured_output` over our client; `max_tokens` as servers
     other than OpenAI's own know it."""
 
@@ -27,9 +25,6 @@ class OpenAIWireChat(RoutedChat, BaseChatOpenAI):
     def validate_environment(self) -> Self:
         """Takes the place of ChatOpenAI's, which builds SDK clients and reads addresses from the environment."""
         return self
-
-    def _path(self) -> str:
-        return openai_wire.COMPLETIONS
 
     def _ask(
         self, messages: list[BaseMessage], stop: list[str] | None, *, stream: bool, **kwargs: Any
@@ -47,12 +42,6 @@ class OpenAIWireChat(RoutedChat, BaseChatOpenAI):
                 "json_schema": {"name": wanted.__name__, "schema": schema},
             }
         return payload
-
-    def _read_line(self, answer: Answer, line: bytes) -> Delta | None:
-        return openai_wire.read_line(self._wire(), answer, line)
-
-    def _read_whole(self, answer: Answer, body: dict[str, Any]) -> Delta:
-        return openai_wire.read_whole(self._wire(), answer, body)
 
 
 class OpenAIChat(OpenAIWireChat, ChatOpenAI):

@@ -1,8 +1,9 @@
-"""`RoutedChat`: a LangChain chat model that sends through our client and tells its run every token directly."""
+"""`RoutedChat`: a LangChain chat model that tells its run every token directly."""
 
 import asyncio
 import inspect
 import logging
+from abc import abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, suppress
 from typing import Any
@@ -16,7 +17,6 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResu
 from pydantic import ConfigDict, Field, PrivateAttr
 from uuid_utils import uuid7
 
-from core.http import ProviderClient
 from domain.errors import RateLimited, RouteurError, UpstreamFailure, UpstreamTimeout
 from services.llm_providers.wire.answer import Answer, Delta, usage_metadata
 from services.model_stream import ModelListener, current_listener
@@ -29,7 +29,7 @@ _NO_STREAM = "nostream"  # langgraph.constants.TAG_NOSTREAM
 
 
 class RoutedChat(BaseChatModel):
-    """What all our chat models do alike. A vendor adds how to ask and how to read (the four methods below).
+    """What all our chat models do alike: fallbacks, the run's ear, what an answer cost.
 
     Attributes:
         routeur_id: `provider/name`.
@@ -40,7 +40,6 @@ class RoutedChat(BaseChatModel):
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
     routeur_id: str
-    provider_client: ProviderClient | None = Field(None, exclude=True, repr=False)
     wanted_format: dict[str, Any] | None = None
     fallbacks: list["RoutedChat"] = Field(default_factory=list, exclude=True, repr=False)
 
@@ -52,25 +51,19 @@ class RoutedChat(BaseChatModel):
         with suppress(RuntimeError):
             self._loop = asyncio.get_running_loop()
 
-    # -- what a vendor says --
+    # -- what a kind of model does --
 
-    def _ask(
-        self, messages: list[BaseMessage], stop: list[str] | None, *, stream: bool, **kwargs: Any
-    ) -> dict[str, Any]:
-        """The JSON to send."""
-        raise NotImplementedError
+    @abstractmethod
+    def _deltas(
+        self, answer: Answer, messages: list[BaseMessage], stop: list[str] | None, kwargs: dict[str, Any]
+    ) -> AsyncGenerator[list[Delta]]:
+        """The pieces of a streamed answer, several at a time, each noted in `answer` before it is yielded."""
 
-    def _path(self) -> str:
-        """Where to send it, below the provider's address."""
-        raise NotImplementedError
-
-    def _read_line(self, answer: Answer, line: bytes) -> Delta | None:
-        """What one line of the stream adds; notes usage and end in `answer`."""
-        raise NotImplementedError
-
-    def _read_whole(self, answer: Answer, body: dict[str, Any]) -> Delta:
-        """The delta of an unstreamed answer."""
-        raise NotImplementedError
+    @abstractmethod
+    async def _whole(
+        self, answer: Answer, messages: list[BaseMessage], stop: list[str] | None, kwargs: dict[str, Any]
+    ) -> Delta:
+        """An unstreamed answer, noted in `answer`."""
 
     # -- what LangChain calls --
 
@@ -203,51 +196,6 @@ class RoutedChat(BaseChatModel):
         finally:
             if listener is not None and not refused:
                 listener.call_finished(self.routeur_id, answer.usage, answer.finish_reason)
-
-    async def _deltas(
-        self, answer: Answer, messages: list[BaseMessage], stop: list[str] | None, kwargs: dict[str, Any]
-    ) -> AsyncGenerator[list[Delta]]:
-        """The pieces of a streamed answer, a list for each read of the socket."""
-        client = self._wire()
-        payload = self._ask(messages, stop, stream=True, **kwargs)
-        read_line = self._read_line
-        async with client.stream_lines(self._path(), payload, model=self.routeur_id) as batches:
-            async for lines in batches:
-                deltas = []
-                try:
-                    for line in lines:
-                        delta = read_line(answer, line)
-                        if delta is not None:
-                            answer.add(delta)
-                            deltas.append(delta)
-                finally:
-                    # What stood before a broken line has arrived, and is told.
-                    if deltas:
-                        yield deltas
-                if answer.done:
-                    break
-        if answer.finish is None:
-            logger.warning("provider broke off", extra={"provider": client.name})
-            raise UpstreamFailure(f"The provider '{client.name}' broke off in the middle.", code="upstream_cut")
-
-    async def _whole(
-        self, answer: Answer, messages: list[BaseMessage], stop: list[str] | None, kwargs: dict[str, Any]
-    ) -> Delta:
-        """An unstreamed answer."""
-        client = self._wire()
-        body = await client.post_json(
-            self._path(), self._ask(messages, stop, stream=False, **kwargs), model=self.routeur_id
-        )
-        delta = self._read_whole(answer, body)
-        answer.add(delta)
-        if answer.finish is None:
-            raise UpstreamFailure(f"The provider '{client.name}' broke off in the middle.", code="upstream_cut")
-        return delta
-
-    def _wire(self) -> ProviderClient:
-        if self.provider_client is None:
-            raise RuntimeError(f"{self.routeur_id} has no provider client")
-        return self.provider_client
 
 
 # LangChain asks for this signature at every call; worked out anew each time it is a tenth of the whole request.
