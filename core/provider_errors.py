@@ -1,12 +1,15 @@
 """What a provider's refusal means to our caller. Its own words are for the log."""
 
 import email.utils
+import math
 import time
 from collections.abc import Mapping
 
 import orjson
 
 from domain.errors import InvalidRequest, ModelNotFound, RateLimited, RouteurError, UpstreamFailure
+
+_A_DAY = 86_400.0
 
 
 def failure_of(
@@ -38,18 +41,20 @@ def failure_of(
 
 
 def retry_after_of(headers: Mapping[str, str]) -> float | None:
-    """Seconds, from `retry-after-ms` or `Retry-After` (seconds or a date)."""
+    """Seconds, from `retry-after-ms` or `Retry-After` (seconds or a date), between 0 and a day; None: not said, or
+    nothing that can be meant."""
     try:
         if milliseconds := headers.get("retry-after-ms"):
-            return max(0.0, float(milliseconds) / 1000)
-        value = headers.get("retry-after")
-        if value is None:
+            seconds = float(milliseconds) / 1000
+        elif (value := headers.get("retry-after")) is None:
             return None
-        if value.replace(".", "", 1).isdigit():
-            return float(value)
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
+        elif value.replace(".", "", 1).isdigit():
+            seconds = float(value)
+        else:
+            seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
+    except (ValueError, OverflowError):
         return None
+    return min(max(0.0, seconds), _A_DAY) if math.isfinite(seconds) else None
 
 
 def provider_words(body: bytes) -> tuple[str, str]:
