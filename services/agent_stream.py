@@ -47,6 +47,7 @@ logger = logging.getLogger(__name__)
 #: What LangGraph tells. `messages` adds the tokens of models that are not ours, for those who read along.
 _WHOLE: list[Literal["updates", "custom", "messages"]] = ["updates", "custom"]
 _MAX_TOOL_OUTPUT = 64_000  # characters of a tool's answer that an event carries; the agent itself sees all of it
+_STOPPED = "the reader left, or the server stopped"
 BUFFER_LIMIT = 512  # events a slow reader may be behind before the source is paused; about 100 kB
 
 
@@ -139,8 +140,7 @@ class RunStream:
     async def collect(self) -> list[Envelope]:
         """Run to the end and give back every event at once."""
         await self._drive()
-        events, self._pending = self._pending, []
-        return events
+        return self.leftover()
 
     async def batches(self, heartbeat: float | None = None) -> AsyncGenerator[list[Envelope]]:
         """Run it; yield what has happened since the last time, in order, as soon as something has.
@@ -176,6 +176,11 @@ class RunStream:
                 with suppress(asyncio.CancelledError):
                     await task
 
+    def leftover(self) -> list[Envelope]:
+        """What has happened and was not handed out: after a cancelled `batches`, the end of the story."""
+        events, self._pending = self._pending, []
+        return events
+
     async def __aiter__(self) -> AsyncIterator[Envelope]:
         """Event by event."""
         async for events in self.batches():
@@ -191,11 +196,11 @@ class RunStream:
             self._on_start()
         token = current_listener.set(self)
         self._emit(RunStarted(agent=self.agent, model=self.model, session_id=self.session_id))
-        terminal: AgentEvent = RunCancelled(reason="the server stopped", usage=None)
+        terminal: AgentEvent = RunCancelled(reason=_STOPPED, usage=None)
         try:
             terminal = await self._run_graph()
         except asyncio.CancelledError:
-            terminal = RunCancelled(reason="the reader left", usage=self.usage)
+            terminal = RunCancelled(reason=_STOPPED, usage=self.usage)
             raise
         finally:
             current_listener.reset(token)

@@ -1,5 +1,6 @@
 """Ask an agent and wait, or ask and read along."""
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Annotated
@@ -64,5 +65,10 @@ async def stream(body: CompletionRequest, caller: Caller, agents: AgentServiceDe
 async def _frames(run: RunStream, heartbeat: float) -> AsyncGenerator[bytes]:
     renderer = SseRenderer()
     async with aclosing(run.batches(heartbeat)) as batches:
-        async for envelopes in batches:
-            yield renderer.render(envelopes) if envelopes else HEARTBEAT
+        try:
+            async for envelopes in batches:
+                yield renderer.render(envelopes) if envelopes else HEARTBEAT
+        except asyncio.CancelledError:
+            # The server stops while somebody still reads: they are told how the story ends.
+            yield renderer.render(run.leftover())
+            raise

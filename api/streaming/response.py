@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from typing import TypeVar
 
 from starlette.responses import Response
@@ -15,6 +15,9 @@ _HEADERS = {
     "cache-control": "no-cache",
     "x-accel-buffering": "no",  # nginx would hold tokens back
 }
+
+
+_END = {"type": "http.response.body", "body": b"", "more_body": False}
 
 
 class ClientLeft(Exception):
@@ -36,14 +39,19 @@ class EventStreamResponse(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Stream until the end or until the client leaves."""
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        with suppress(ClientLeft):
+        try:
             await while_connected(receive, self._send_all(send))
+        except ClientLeft:
+            return
+        except asyncio.CancelledError:
+            await send(_END)  # cut by the server's stop: the body still has a proper end
+            raise
 
     async def _send_all(self, send: Send) -> None:
         async with aclosing(self._chunks) as chunks:
             async for chunk in chunks:
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        await send(_END)
 
 
 async def while_connected(receive: Receive, work: Awaitable[T]) -> T:

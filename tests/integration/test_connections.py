@@ -5,12 +5,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import anyio
+import httpx
 import pytest
+from anyio.abc import TaskStatus
 
 from api.http_protocol import GuardedHttpProtocol
 from app import create_app, server_options
 from config.settings import ProviderSettings, Settings
-from tests.fakes.house import House, cheap_hasher
+from tests.fakes.house import House, cheap_hasher, open_house, parse_events
 from tests.fakes.live_server import live
 from tests.fakes.providers import FakeProvider, Reply
 
@@ -181,3 +183,32 @@ async def test_a_named_origin_may_call_from_a_browser(open_with: Opener, setting
     assert leave.headers["access-control-allow-origin"] == "https://app.example"
     refused = await house.anyone.options("/completion", headers={"origin": "https://evil.example", **asked})
     assert "access-control-allow-origin" not in refused.headers
+
+
+async def test_a_stream_that_the_servers_stop_cuts_still_ends_as_it_should(
+    settings: Settings, provider: FakeProvider
+) -> None:
+    providers = ProviderSettings(discover_local=False, openai_base_url=f"{provider.url}/v1")
+    provider.then(Reply(fault="hang_between"))
+    stopped = anyio.Event()
+    heard: list[bytes] = []
+    with anyio.fail_after(20):
+        async with anyio.create_task_group() as group:
+
+            async def serve(*, task_status: TaskStatus[House]) -> None:
+                async with open_house(settings.model_copy(update={"providers": providers})) as house:
+                    task_status.started(house)
+                    await stopped.wait()
+
+            house = await group.start(serve)
+            async with (
+                httpx.AsyncClient(base_url=house.url, headers=house.client.headers, timeout=20) as reader,
+                reader.stream("POST", "/completion/stream", json={"message": "x", "model": "openai/m"}) as response,
+            ):
+                async for piece in response.aiter_bytes():
+                    heard.append(piece)
+                    stopped.set()
+    events = parse_events(b"".join(heard))
+    assert events[-1]["kind"] == "run.cancelled"
+    assert events[-2] == {**events[-2], "kind": "text.delta", "done": True}
+    assert provider.open == 0
