@@ -59,3 +59,11 @@ class ModelName(StrEnum):
     def bare(self) -> str:
         """The name without its provider."""
         return self.value.partition("/")[2]
+
+
+class SessionKind(StrEnum):
+    """What talks in a session, and what a run is of: one agent, a workflow, a team."""
+
+    AGENT = "agent"
+    WORKFLOW = "workflow"
+    TEAM = "team"

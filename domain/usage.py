@@ -9,7 +9,8 @@ class Usage(BaseModel):
     """Tokens of one or more model calls.
 
     `cached_tokens` and `audio_tokens` are parts of `input_tokens`; `reasoning_tokens` is a part of `output_tokens`.
-    A part that the provider did not report is None.
+    A part that the provider did not report is None. `estimated` says that we counted where a provider was cut before it
+    could tell (see `estimate`); it is not the provider's word.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -20,6 +21,7 @@ class Usage(BaseModel):
     cached_tokens: NonNegativeInt | None = None
     reasoning_tokens: NonNegativeInt | None = None
     audio_tokens: NonNegativeInt | None = None
+    estimated: bool = False
 
     def __add__(self, other: "Usage") -> "Usage":
         return Usage(
@@ -29,6 +31,7 @@ class Usage(BaseModel):
             cached_tokens=_add(self.cached_tokens, other.cached_tokens),
             reasoning_tokens=_add(self.reasoning_tokens, other.reasoning_tokens),
             audio_tokens=_add(self.audio_tokens, other.audio_tokens),
+            estimated=self.estimated or other.estimated,
         )
 
 
@@ -49,6 +52,19 @@ class Price(BaseModel):
         if self.cached_input is not None:
             dollars += cached * self.cached_input
         return dollars / 1_000_000
+
+
+PICO = 10**12  # parts of a dollar; a price of millionths of a dollar per million tokens is still whole
+
+
+def to_pico(dollars: Decimal) -> int:
+    """A cost as stored: whole picodollars, exact on every engine."""
+    return int((dollars * PICO).to_integral_value())
+
+
+def from_pico(stored: int | None) -> Decimal | None:
+    """A stored cost in dollars; None stays unknown."""
+    return None if stored is None else Decimal(stored) / PICO
 
 
 def _add(left: int | None, right: int | None) -> int | None:
