@@ -24,7 +24,7 @@ from api.middleware.request_id import RequestIdMiddleware
 from api.middleware.security_headers import SecurityHeadersMiddleware
 from api.middleware.unexpected import UnexpectedErrorMiddleware
 from api.openapi import install_openapi
-from api.routes import agents, auth, completion, health, models, users
+from api.routes import agents, auth, completion, health, models, runs, sessions, users
 from config.environment import load_settings
 from config.settings import Settings
 from core.logging import setup_logging
@@ -85,8 +85,8 @@ def create_app(
     install_error_handlers(app)
     install_openapi(app)
     install_docs(app)
-    for router in (completion.router, health.router, auth.router, models.router, agents.router, users.router):
-        app.include_router(router)
+    for module in (completion, sessions, runs, health, auth, models, agents, users):
+        app.include_router(module.router)
     _add_middleware(app, settings, metrics)
     return app
 

@@ -3,43 +3,36 @@
 import asyncio
 import gc
 import sys
-from collections.abc import Awaitable, Callable
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import typer
 import uvicorn
-from rich.console import Console, Group
+from rich.console import Group
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
 from app import create_app, server_options
+from cli_sessions import sessions
 from config.environment import env_example, load_settings
 from config.settings import SettingsError
 from core.logging import setup_logging
-from domain.auth import DEFAULT_SCOPES, CredentialKind, Principal, Scope, UserId
-from domain.enums import Role
+from domain.auth import DEFAULT_SCOPES, Scope
 from domain.errors import RouteurError
 from domain.events import RunFinished, TextDelta, ToolFinished, ToolStarted
-from domain.messages import Message
 from domain.models import CompletionRequest
 from domain.users import NewApiKey, NewUser, UserChange
 from services.agent_stream import RunStream
-from services.container import Services, open_services
+from services.container import Services
+from terminal import checked, err, operator_of, out, with_services
 
-T = TypeVar("T")
 
 cli = typer.Typer(no_args_is_help=True, add_completion=False, help="One authenticated door for models and agents.")
 users = typer.Typer(no_args_is_help=True, help="Who may log in.")
 keys = typer.Typer(no_args_is_help=True, help="API keys, for programs.")
 cli.add_typer(users, name="users")
 cli.add_typer(keys, name="keys")
-
-#: Whoever sits at this terminal may read the keys anyway.
-_OPERATOR = Principal(UserId("operator"), "operator", frozenset({Scope.ADMIN}), CredentialKind.ACCESS_TOKEN, "terminal")
-
-out = Console()
-err = Console(stderr=True)
+cli.add_typer(sessions, name="sessions")
 
 
 def main() -> None:
@@ -117,7 +110,7 @@ def models() -> None:
             )
         out.print(table)
 
-    _with_services(work)
+    with_services(work)
 
 
 @cli.command()
@@ -127,7 +120,7 @@ def agents() -> None:
     async def work(services: Services) -> None:
         out.print(_agents_table(services))
 
-    _with_services(work)
+    with_services(work)
 
 
 @cli.command()
@@ -135,24 +128,31 @@ def chat(
     question: Annotated[list[str] | None, typer.Argument(help="One question; without it, a conversation.")] = None,
     agent: Annotated[str | None, typer.Option(help="Which agent (DEFAULT_AGENT).")] = None,
     model: Annotated[str | None, typer.Option(help="provider/name (the agent's, or DEFAULT_MODEL).")] = None,
+    session: Annotated[str | None, typer.Option(help="Go on with this session; without it, a new one.")] = None,
+    user: Annotated[str | None, typer.Option(help="Whose conversation it is (ADMIN_USERNAME).")] = None,
 ) -> None:
-    """Talk to an agent here in the terminal; no server, no login."""
+    """Talk to an agent here in the terminal; no server, no login. It is recorded like every other conversation."""
 
     async def work(services: Services) -> None:
-        said: list[Message] = []
+        made_up = await services.users.ensure_admin()
+        if made_up is not None:
+            err.print(f"first admin: [bold]{services.settings.security.admin_username}[/] / [bold yellow]{made_up}[/]")
+        operator = await operator_of(services, user)
+        continued, asked = session, False
         once = " ".join(question or [])
-        while once or sys.stdin.isatty() or not said:
+        while once or sys.stdin.isatty() or not asked:
             words = once or await asyncio.to_thread(_ask)
             if not words:
                 return
-            said.append(Message(role=Role.USER, content=words))
-            request = _checked(lambda: CompletionRequest(messages=said, agent=agent, model=model))
-            answer = await _tell(await services.agents.stream(request, _OPERATOR))
+            asked = True
+            request = _asking(words, agent, model, continued)
+            run = await services.agents.stream(request, operator)
+            await _tell(run)
             if once:
                 return
-            said.append(Message(role=Role.ASSISTANT, content=answer or "(no answer)"))
+            continued = run.session_id
 
-    _with_services(work)
+    with_services(work)
 
 
 @cli.command()
@@ -181,7 +181,7 @@ def doctor() -> None:
         out.print(table)
         sick = any(trouble for _, _, trouble in checks)
 
-    _with_services(work)
+    with_services(work)
     if sick:
         raise typer.Exit(1)
 
@@ -193,13 +193,13 @@ def add_user(
     password: Annotated[str, typer.Option(prompt=True, hide_input=True, confirmation_prompt=True)] = "",
 ) -> None:
     """Make a user; the password is asked for."""
-    new = _checked(lambda: NewUser(username=username, password=password, scopes=_scopes(scopes) or DEFAULT_SCOPES))
+    new = checked(lambda: NewUser(username=username, password=password, scopes=_scopes(scopes) or DEFAULT_SCOPES))
 
     async def work(services: Services) -> None:
         made = await services.users.create(new)
         out.print(f"user [bold]{made.username}[/] made, scopes: {' '.join(made.scopes)}")
 
-    _with_services(work)
+    with_services(work)
 
 
 @users.command("list")
@@ -213,7 +213,7 @@ def list_users() -> None:
             table.add_row(user.username, user.id, " ".join(user.scopes), state)
         out.print(table)
 
-    _with_services(work)
+    with_services(work)
 
 
 @users.command("disable")
@@ -227,7 +227,7 @@ def disable_user(
         await services.users.change(user.id, UserChange(disabled=not undo))
         out.print(f"user [bold]{username}[/] {'enabled' if undo else 'disabled'}")
 
-    _with_services(work)
+    with_services(work)
 
 
 @keys.command("create")
@@ -239,7 +239,7 @@ def create_key(
 ) -> None:
     """Make an API key for a user; it is shown this once."""
     seconds = days * 86_400 if days else None
-    new = _checked(lambda: NewApiKey(name=name, scopes=_scopes(scopes) or None, expires_in=seconds))
+    new = checked(lambda: NewApiKey(name=name, scopes=_scopes(scopes) or None, expires_in=seconds))
 
     async def work(services: Services) -> None:
         user = await services.users.find(username)
@@ -247,7 +247,7 @@ def create_key(
         err.print(f"key [bold]{made.name}[/] ({made.id}), scopes: {' '.join(made.scopes)}; it is not shown again:")
         sys.stdout.write(f"{made.key}\n")
 
-    _with_services(work)
+    with_services(work)
 
 
 @keys.command("list")
@@ -263,7 +263,7 @@ def list_keys(username: str) -> None:
             table.add_row(key.name, key.id, key.hint, " ".join(key.scopes), ends, state)
         out.print(table)
 
-    _with_services(work)
+    with_services(work)
 
 
 @keys.command("revoke")
@@ -275,7 +275,7 @@ def revoke_key(username: str, key_id: str) -> None:
         await services.api_keys.revoke(user.id, key_id)
         out.print(f"key {key_id} revoked")
 
-    _with_services(work)
+    with_services(work)
 
 
 def _ask() -> str:
@@ -283,6 +283,10 @@ def _ask() -> str:
         return input("you  ").strip()
     except EOFError:
         return ""
+
+
+def _asking(words: str, agent: str | None, model: str | None, session: str | None) -> CompletionRequest:
+    return checked(lambda: CompletionRequest(message=words, agent=agent, model=model, session_id=session))
 
 
 async def _tell(run: RunStream) -> str:
@@ -306,26 +310,8 @@ async def _tell(run: RunStream) -> str:
     return ""
 
 
-def _with_services(work: Callable[[Services], Awaitable[T]]) -> T:
-    settings = load_settings()
-    setup_logging(settings.log.model_copy(update={"level": "WARNING"}))
-
-    async def run() -> T:
-        async with open_services(settings) as services:
-            return await work(services)
-
-    return asyncio.run(run())
-
-
-def _checked(make: Callable[[], T]) -> T:
-    try:
-        return make()
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
-
-
 def _scopes(text: str) -> frozenset[Scope]:
-    return frozenset(_checked(lambda: [Scope(word) for word in text.replace(",", " ").split()]))
+    return frozenset(checked(lambda: [Scope(word) for word in text.replace(",", " ").split()]))
 
 
 def _address(host: str, port: int) -> str:

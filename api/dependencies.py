@@ -11,6 +11,8 @@ from services.api_key_service import ApiKeyService
 from services.auth_service import AuthService
 from services.container import Services
 from services.llm_service import LLMService
+from services.run_service import RunService
+from services.session_service import SessionService
 from services.user_service import UserService
 
 
@@ -50,9 +52,19 @@ async def _api_keys(connection: HTTPConnection) -> ApiKeyService:
     return (await get_services(connection)).api_keys
 
 
+async def _sessions(connection: HTTPConnection) -> SessionService:
+    return (await get_services(connection)).sessions
+
+
+async def _runs(connection: HTTPConnection) -> RunService:
+    return (await get_services(connection)).runs
+
+
 AgentServiceDep = Annotated[AgentService, Depends(_agents)]
 AgentRegistryDep = Annotated[AgentRegistry, Depends(_registry)]
 LLMServiceDep = Annotated[LLMService, Depends(_llm)]
 AuthServiceDep = Annotated[AuthService, Depends(_auth)]
 UserServiceDep = Annotated[UserService, Depends(_users)]
 ApiKeyServiceDep = Annotated[ApiKeyService, Depends(_api_keys)]
+SessionServiceDep = Annotated[SessionService, Depends(_sessions)]
+RunServiceDep = Annotated[RunService, Depends(_runs)]

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from domain.enums import SessionKind
 from domain.formats import ResponseFormat
 
 AGENT_ID_PATTERN = r"^[a-z][a-z0-9_-]{0,63}$"
@@ -48,13 +49,15 @@ class AgentSpec(BaseModel):
     """One agent, as its `config.yaml` tells it.
 
     `timeout` is in seconds for one whole run; `recursion_limit` counts graph steps (LangGraph's own default of 10,007
-    would let a loop spend for an hour). `tools` are names of the tool registry. `metadata` is shown, never read.
+    would let a loop spend for an hour). `kind` says what its sessions and runs are
+    counted as. `tools` are names of the tool registry. `metadata` is shown, never read.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Annotated[str, Field(min_length=1, max_length=100)]
     description: Annotated[str, Field(max_length=2_000)] = ""
+    kind: SessionKind = SessionKind.AGENT
     workflow: WorkflowSpec = WorkflowSpec()
     model: Annotated[str, Field(max_length=200, pattern=MODEL_ID_PATTERN)] | None = None
     parameters: ModelParameters = ModelParameters()

@@ -82,8 +82,13 @@ class SessionRepository(Repository[Session], Protocol):
         after: Cursor | None = None,
         metadata: dict[str, str] | None = None,
         kind: str | None = None,
+        agent: str | None = None,
     ) -> list[Session]:
         """An owner's sessions, the latest used first."""
+        ...
+
+    async def ids(self, *, after: str, limit: int) -> list[str]:
+        """Ids of anybody's sessions above `after`, in order."""
         ...
 
     async def idle_since(self, moment: datetime, limit: int) -> list[Session]:
@@ -220,8 +225,8 @@ class RecordStore(Protocol):
         """Prolong the leases of these runs; a text is what has arrived of the answer, None: nothing new."""
         ...
 
-    async def lose_dead_runs(self, now: datetime, worker_host: str, living: frozenset[str]) -> int:
-        """End as `lost` the active runs whose lease is over, or whose worker was on this host and is not living.
+    async def lose_dead_runs(self, now: datetime, dead: frozenset[str]) -> int:
+        """End as `lost` the active runs whose lease is over, or whose worker is known to be dead.
 
         What had arrived becomes a partial message. How many there were.
         """

@@ -13,6 +13,7 @@ from domain.usage import Usage, from_pico
 #: States that may still change. At most one run of a session is in one of them.
 ACTIVE = frozenset({RunStatus.QUEUED, RunStatus.RUNNING, RunStatus.WAITING, RunStatus.CANCELLING})
 ENDED = frozenset(RunStatus) - ACTIVE
+BAD = ENDED - {RunStatus.COMPLETED}
 
 _NEXT: dict[RunStatus, frozenset[RunStatus]] = {
     RunStatus.QUEUED: frozenset({RunStatus.RUNNING, RunStatus.CANCELLING}) | ENDED,
@@ -313,6 +314,12 @@ class RunInfo(BaseModel):
             completed_at=ended,
             duration=(ended - run.started_at).total_seconds() if ended and run.started_at else None,
         )
+
+
+class RunDetail(RunInfo):
+    """One run with everything it told: its events, as a stream would have sent them."""
+
+    logs: list[dict[str, Any]]
 
 
 class RunList(BaseModel):

@@ -10,6 +10,7 @@ from domain.agents import AGENT_ID_PATTERN
 from domain.enums import Role, SessionKind
 from domain.messages import Message
 from domain.models import MetadataKey, MetadataValue
+from domain.runs import RunInfo
 from domain.text import clean_text
 from domain.usage import Usage
 
@@ -34,7 +35,7 @@ class Session(_Record):
     """A session as stored.
 
     `message_count` gives the next raw index. `synced` of these are in the agent's checkpoint. `parent_id` and
-    `branched_at` say where a branch comes from.
+    `branched_at` say where a branch comes from. `used_at`: when something was last said to it; lists are in its order.
     """
 
     id: str
@@ -52,6 +53,7 @@ class Session(_Record):
     branched_at: int | None = None
     created_at: datetime
     updated_at: datetime
+    used_at: datetime
 
 
 class RawMessage(_Record):
@@ -244,3 +246,45 @@ class RawMessageList(_Record):
     session_id: str
     messages: list[RawMessage]
     next_after: int | None
+
+
+class SessionExport(_Record):
+    """Everything there is of one session."""
+
+    session: SessionInfo
+    token_usage: SessionUsage
+    messages: list[SimpleMessage]
+    raw_messages: list[RawMessage]
+    runs: list[RunInfo]
+
+    def markdown(self) -> str:
+        """The conversation for people."""
+        session = self.session
+        lines = [f"# {session.title or 'Conversation'}", ""]
+        about = [
+            f"agent {session.agent}",
+            f"model {session.model or '-'}",
+            f"begun {session.created_at:%Y-%m-%d %H:%M} UTC",
+        ]
+        if self.token_usage.usage is not None:
+            about.append(f"{self.token_usage.usage.total_tokens} tokens")
+        if self.token_usage.cost is not None:
+            about.append(f"${self.token_usage.cost:f}")
+        lines += [f"*{' · '.join(about)}*", ""]
+        for message in self.messages:
+            who = message.name or message.role.value
+            mark = " (cut)" if message.partial else ""
+            lines.append(f"## {_HEADINGS[message.kind].format(who=who)}{mark}")
+            lines += ["", _fenced(message.content) if message.kind != "text" else message.content, ""]
+        return "\n".join(lines)
+
+
+_HEADINGS = {"text": "{who}", "tool_call": "calls {who}", "tool_result": "{who} answers"}
+
+
+def _fenced(text: str) -> str:
+    """`text` as a block of code, whatever it holds."""
+    fence = "```"
+    while fence in text:
+        fence += "`"
+    return f"{fence}\n{text}\n{fence}"

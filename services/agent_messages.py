@@ -1,16 +1,35 @@
 """Our messages and LangChain's, both ways: with `agent_stream` the only reader and writer of LangChain messages."""
 
-from collections.abc import Iterable, Iterator
+import json
+import logging
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
+import orjson
+from langchain_core.messages import (
+    AIMessage,
+    BaseMessage,
+    HumanMessage,
+    SystemMessage,
+    ToolMessage,
+    messages_from_dict,
+)
 from uuid_utils import uuid7
 
 from domain.enums import Role
 from domain.messages import Message
+from domain.runs import NewMessage
+from domain.sessions import RawMessage
+from domain.text import clean_text
 from domain.usage import Usage
+from services.message_transformer import MessageTransformer
+
+logger = logging.getLogger(__name__)
+
+_TRANSFORMER = MessageTransformer()
+_UNANSWERED = "The run ended before this tool answered."
 
 
 def to_langchain(messages: Iterable[Message]) -> list[BaseMessage]:
@@ -32,6 +51,67 @@ def _to_langchain(message: Message) -> BaseMessage:
         case Role.ASSISTANT:
             calls = [{"id": call.id, "name": call.name, "args": call.arguments} for call in message.tool_calls]
             return AIMessage(content, id=new_message_id(), name=message.name, tool_calls=calls)
+
+
+def to_record(message: BaseMessage, at: datetime) -> NewMessage:
+    """A LangChain message as it is stored: all its fields, and the lines that a reader sees."""
+    return record_of({"type": message.type, "data": message.__dict__}, at)
+
+
+def partial_record(message_id: str, text: str, reason: str, model: str, at: datetime) -> NewMessage:
+    """What had arrived of an answer that was cut, marked so."""
+    told = {"partial": True, "reason": reason, "routeur_model": model}
+    return record_of({"type": "ai", "data": {"content": text, "id": message_id, "response_metadata": told}}, at)
+
+
+def record_of(data: dict[str, Any], at: datetime) -> NewMessage:
+    """A message in LangChain's dictionary form, to be stored."""
+    return NewMessage("langchain", to_json(data), _TRANSFORMER.simple_parts("langchain", data), at)
+
+
+def to_json(value: Any) -> str:
+    """JSON text of whatever a graph may have put into a message; what JSON cannot say becomes its text."""
+    try:
+        return orjson.dumps(value, default=plain).decode()
+    except TypeError:  # keys that are no text, integers beyond 64 bit, half surrogate pairs
+        return clean_text(json.dumps(plain(value), ensure_ascii=False))
+
+
+def from_records(stored: Sequence[RawMessage]) -> list[BaseMessage]:
+    """Stored messages as a conversation that every provider takes: each tool call is answered, nothing is empty."""
+    conversation: list[BaseMessage] = []
+    for raw in stored:
+        conversation += _from_record(raw)
+    answered = {message.tool_call_id for message in conversation if isinstance(message, ToolMessage)}
+    called: set[str | None] = set()
+    whole: list[BaseMessage] = []
+    for message in conversation:
+        if isinstance(message, ToolMessage) and message.tool_call_id not in called:
+            continue  # its call was cut off
+        whole.append(message)
+        if isinstance(message, AIMessage):
+            called |= {call["id"] for call in message.tool_calls}
+            whole += [
+                ToolMessage(_UNANSWERED, name=call["name"], tool_call_id=call["id"], status="error")
+                for call in message.tool_calls
+                if call["id"] not in answered
+            ]
+    return whole
+
+
+def _from_record(raw: RawMessage) -> list[BaseMessage]:
+    if raw.format == "langchain":
+        try:
+            found = messages_from_dict([raw.message_data])
+        except (KeyError, TypeError, ValueError):
+            logger.warning("a stored message cannot be read", extra={"session_id": raw.session_id})
+            return []
+        return [message for message in found if message.content or getattr(message, "tool_calls", None)]
+    if raw.format == "message":
+        return to_langchain([Message.model_validate(raw.message_data)])
+    lines = _TRANSFORMER.transform_messages([raw])
+    spoken = [line for line in lines if line.kind == "text" and line.role is not Role.TOOL and line.content]
+    return to_langchain(Message(role=line.role, content=line.content) for line in spoken)
 
 
 def usage_of(message: AIMessage) -> Usage | None:

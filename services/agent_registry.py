@@ -24,6 +24,7 @@ from pydantic import ValidationError
 
 import graphs
 from domain.agents import AGENT_ID_PATTERN, AgentSpec
+from domain.enums import SessionKind
 from domain.errors import AgentNotFound, Unavailable
 from domain.models import AgentInfo
 from graphs.builder import AgentGraph, GraphBuilder, GraphContext
@@ -105,6 +106,16 @@ class AgentRegistry:
                 f"The agent '{key}' cannot be used: {agent.reason}", code="agent_unavailable", param="agent"
             )
         return agent
+
+    def kind_of(self, key: str) -> SessionKind:
+        """What sessions and runs of that agent are counted as.
+
+        Raises:
+            AgentNotFound: there is none of that id.
+        """
+        if key not in self._agents:
+            raise AgentNotFound(key, sorted(self._agents))
+        return self._agents[key].spec.kind
 
     def get_builder(self, key: str) -> GraphBuilder:
         """The builder of that agent; raises as `get`."""

@@ -7,15 +7,17 @@ tools, whole messages, models that a graph brought along, is read from LangGraph
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
+from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any, Literal, cast
+from typing import Any, Literal, Protocol, cast
 
-from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, ToolMessage
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, RemoveMessage, ToolMessage
 from langchain_core.runnables import RunnableConfig
 from langgraph.errors import GraphRecursionError
 from langgraph.graph.state import CompiledStateGraph
+from langgraph.types import Durability
 from uuid_utils import uuid7
 
 from domain.enums import FinishReason
@@ -40,6 +42,7 @@ from domain.events import (
 from domain.usage import Usage
 from services.agent_messages import messages_in, new_message_id, plain, usage_of
 from services.model_stream import current_listener
+from services.run_story import Story
 from services.silence import SilenceBell
 
 logger = logging.getLogger(__name__)
@@ -49,6 +52,14 @@ _WHOLE: list[Literal["updates", "custom", "messages"]] = ["updates", "custom"]
 _MAX_TOOL_OUTPUT = 64_000  # characters of a tool's answer that an event carries; the agent itself sees all of it
 _STOPPED = "the reader left, or the server stopped"
 BUFFER_LIMIT = 512  # events a slow reader may be behind before the source is paused; about 100 kB
+
+
+class RunBook(Protocol):
+    """Where a run is written down."""
+
+    def close(self, run: "RunStream", terminal: AgentEvent) -> Awaitable[bool]:
+        """Write how it ended. Begun when called, done even if nobody waits; durable when awaited."""
+        ...
 
 
 class AgentFailed(RouteurError):
@@ -63,6 +74,9 @@ class RunStream:
         model: what was resolved; after the end, what served.
         error: why it failed, when it did.
         limit: seconds that it may take.
+        brought: the new messages of the graph, by id, in the order they came.
+        cut: ids of messages that had begun and not ended when the run did.
+        story: everything told so far.
     """
 
     def __init__(
@@ -75,11 +89,14 @@ class RunStream:
         model: str,
         limit: float,
         streams: bool,
+        run_id: str | None = None,
         session_id: str | None = None,
+        book: RunBook | None = None,
+        durability: Durability | None = None,
         on_start: Callable[[], None] | None = None,
         on_end: Callable[["RunStream", AgentEvent, float], None] | None = None,
     ) -> None:
-        self.run_id = RunId(str(uuid7()))
+        self.run_id = RunId(run_id or str(uuid7()))
         self.agent = agent
         self.model = model
         self.session_id = session_id
@@ -91,8 +108,15 @@ class RunStream:
         self._messages = list(messages)
         self._config = config
         self.limit = limit
+        self.brought: dict[str, BaseMessage] = {}
+        self.cut: list[str] = []
+        self.story = Story()
+        self._book = book
+        self._durability = durability
         self._on_start = on_start
         self._on_end = on_end
+        self._last: Envelope | None = None
+        self._kept: Awaitable[bool] | None = None
         self._laws = EventLaws()
         self._seq = 0
         self._pending: list[Envelope] = []
@@ -134,6 +158,10 @@ class RunStream:
         if finish_reason is not None:
             self._finish = FinishReason(finish_reason)
         self._report(model, usage)
+
+    def draft(self) -> str:
+        """What has arrived of the message that is being written."""
+        return "".join(map(self.story.text_of, self._laws.open_texts))
 
     # -- reading it --
 
@@ -196,15 +224,16 @@ class RunStream:
             self._on_start()
         token = current_listener.set(self)
         self._emit(RunStarted(agent=self.agent, model=self.model, session_id=self.session_id))
-        terminal: AgentEvent = RunCancelled(reason=_STOPPED, usage=None)
         try:
-            terminal = await self._run_graph()
+            self._conclude(await self._run_graph())
+            await self._written()
         except asyncio.CancelledError:
-            terminal = RunCancelled(reason=_STOPPED, usage=self.usage)
+            if self._last is None:
+                self._conclude(RunCancelled(reason=_STOPPED, usage=self.usage))
             raise
         finally:
             current_listener.reset(token)
-            self._end(terminal, time.monotonic() - begun)
+            self._tell_end(time.monotonic() - begun)
 
     async def _run_graph(self) -> AgentEvent:
         try:
@@ -215,6 +244,7 @@ class RunStream:
                     stream_mode=[*_WHOLE, "messages"] if self.streams else _WHOLE,
                     subgraphs=True,
                     version="v2",
+                    durability=self._durability,
                 )
                 async with aclosing(cast(AsyncGenerator[Mapping[str, Any]], parts)):
                     async for part in parts:
@@ -255,12 +285,32 @@ class RunStream:
             usage=self.usage,
         )
 
-    def _end(self, terminal: AgentEvent, seconds: float) -> None:
+    def _conclude(self, terminal: AgentEvent) -> None:
+        """Close what is open, fix the end, and have it written down. Nobody is told of the end yet."""
+        self.cut = list(self._laws.open_texts)
         for closing in self._laws.closings():
             self._emit(closing)
-        self._emit(terminal)
+        self._last = self._envelope(terminal)
+        if self._book is not None:
+            self._kept = self._book.close(self, terminal)
+
+    async def _written(self) -> None:
+        """Wait until the end is durable: who is told that a run has finished may rely on it."""
+        if self._kept is None or self._last is None:
+            return
+        try:
+            # Who stops waiting does not stop the writing.
+            await asyncio.shield(asyncio.ensure_future(self._kept))
+        except RouteurError as error:
+            self._last = replace(self._last, event=self._failed(error))
+
+    def _tell_end(self, seconds: float) -> None:
+        if self._last is None:  # pragma: no cover - a fault in the writing itself
+            self._last = self._envelope(self._failed(RuntimeError("no end")))
+        self._pending.append(self._last)
+        self._wake()
         if self._on_end is not None:
-            self._on_end(self, terminal, seconds)
+            self._on_end(self, self._last.event, seconds)
 
     # -- the ear for LangGraph --
 
@@ -282,6 +332,8 @@ class RunStream:
         """A message that a node wrote: close its text, open the tools it asks for, close those it answers."""
         if message.id is None:
             message.id = new_message_id()
+        if root and message.id not in self._seen and not isinstance(message, RemoveMessage):
+            self.brought[message.id] = message
         if isinstance(message, AIMessage):
             text = str(message.text)
             if root:
@@ -325,11 +377,16 @@ class RunStream:
             self._emit(reported)
 
     def _emit(self, event: AgentEvent) -> None:
-        self._laws.admit(event)
-        self._seq += 1
-        self._pending.append(Envelope(self.run_id, self._seq, datetime.now(UTC), event))
+        self._pending.append(self._envelope(event))
         if self._waiter is not None:
             self._wake()
+
+    def _envelope(self, event: AgentEvent) -> Envelope:
+        self._laws.admit(event)
+        self._seq += 1
+        envelope = Envelope(self.run_id, self._seq, datetime.now(UTC), event)
+        self.story.add(envelope)
+        return envelope
 
     def _wake(self) -> None:
         waiter, self._waiter = self._waiter, None

@@ -67,7 +67,7 @@ class ApiKeyService:
         async with self._database.unit_of_work() as work:
             if len(await work.api_keys.of_user(user_id)) >= _MAX_KEYS:
                 raise Conflict(f"More than {_MAX_KEYS} keys; delete the user's old ones first.", code="too_many_keys")
-            await work.api_keys.add(key)
+            await work.api_keys.create(key)
         return CreatedApiKey(**_info(key).model_dump(), key=secret)
 
     async def list_keys(self, user_id: str) -> list[ApiKeyInfo]:

@@ -195,7 +195,7 @@ class AuthService:
         self, work: UnitOfWork, user: User, family: str, scopes: frozenset[Scope], now: datetime
     ) -> str:
         secret = new_secret(REFRESH_PREFIX)
-        await work.refresh_tokens.add(
+        await work.refresh_tokens.create(
             RefreshToken(
                 id=str(uuid7()),
                 user_id=user.id,

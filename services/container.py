@@ -8,11 +8,16 @@ from config.settings import Settings
 from core.database.engine import Database, open_database
 from core.metrics import Metrics
 from core.security import KeyRing, PasswordHasher
+from domain.ports import RecordStore
+from graphs.checkpointing import Checkpoints
 from services.agent_registry import AgentRegistry
 from services.agent_service import AgentService
 from services.api_key_service import ApiKeyService
 from services.auth_service import AuthService
 from services.llm_service import LLMService, open_llm_service
+from services.run_recorder import RunRecorder, open_recorder
+from services.run_service import RunService
+from services.session_service import SessionService
 from services.tool_registry import ToolRegistry
 from services.user_service import UserService
 
@@ -31,6 +36,10 @@ class Services:
     tools: ToolRegistry
     registry: AgentRegistry
     agents: AgentService
+    records: RecordStore
+    recorder: RunRecorder
+    sessions: SessionService
+    runs: RunService
 
 
 @asynccontextmanager
@@ -52,15 +61,27 @@ async def open_services(
         tools.discover(settings.agents.plugins_dir)
         registry = AgentRegistry(tools, default_agent=settings.providers.default_agent)
         registry.discover(settings.agents.plugins_dir)
+        checkpoints = Checkpoints(settings)
+        stack.push_async_callback(checkpoints.aclose)
+        records = database.records
+        recorder = await stack.enter_async_context(open_recorder(records, llm.price))
+        agents = AgentService(
+            llm, registry, metrics, settings.agents, store=records, recorder=recorder, checkpoints=checkpoints
+        )
+        stack.push_async_callback(agents.aclose)
         yield Services(
             settings=settings,
             database=database,
             metrics=metrics,
             auth=AuthService(database, settings, hasher, ring),
-            users=UserService(database, settings, hasher),
+            users=UserService(database, settings, hasher, records, checkpoints),
             api_keys=ApiKeyService(database),
             llm=llm,
             tools=tools,
             registry=registry,
-            agents=AgentService(llm, registry, metrics, settings.agents),
+            agents=agents,
+            records=records,
+            recorder=recorder,
+            sessions=SessionService(records, recorder, checkpoints, registry),
+            runs=RunService(records),
         )

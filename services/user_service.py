@@ -10,7 +10,12 @@ from core.database.engine import Database
 from core.security import PasswordHasher, new_password
 from domain.auth import Scope
 from domain.errors import Conflict, NotFound
+from domain.ports import RecordStore
+from domain.runs import Cursor
 from domain.users import NewUser, User, UserChange, UserInfo
+from services.session_service import SessionMemory
+
+_PAGE = 500
 
 logger = logging.getLogger(__name__)
 
@@ -18,8 +23,17 @@ logger = logging.getLogger(__name__)
 class UserService:
     """The users of this house."""
 
-    def __init__(self, database: Database, settings: Settings, hasher: PasswordHasher) -> None:
+    def __init__(
+        self,
+        database: Database,
+        settings: Settings,
+        hasher: PasswordHasher,
+        store: RecordStore,
+        memory: SessionMemory,
+    ) -> None:
         self._database = database
+        self._store = store
+        self._memory = memory
         self._settings = settings.security
         self._hasher = hasher
 
@@ -38,7 +52,7 @@ class UserService:
         async with self._database.unit_of_work() as work:
             if await work.users.all():  # another process was first
                 return None
-            await work.users.add(admin)
+            await work.users.create(admin)
         logger.info("first admin created", extra={"username": admin.username})
         return None if given else password
 
@@ -52,7 +66,7 @@ class UserService:
         async with self._database.unit_of_work() as work:
             if await work.users.by_name(new.username):
                 raise Conflict(f"There is a user '{new.username}' already.", code="username_taken", param="username")
-            await work.users.add(user)
+            await work.users.create(user)
         return _info(user)
 
     async def list_users(self) -> list[UserInfo]:
@@ -112,17 +126,32 @@ class UserService:
         return _info(changed)
 
     async def delete(self, user_id: str) -> None:
-        """Remove a user and all credentials of theirs.
+        """Remove a user, all credentials of theirs, and everything that they have said.
 
         Raises:
             NotFound: there is no such user.
             Conflict: nobody would be left who may administer.
         """
+        sessions = await self._sessions_of(user_id)
         async with self._database.unit_of_work() as work:
             if not await work.users.remove(user_id):
                 raise NotFound("There is no such user.")
             _require_an_admin(await work.users.all())
             await work.auth_epoch.raise_()
+        for session in sessions:
+            async with self._store.unit_of_work() as records:
+                await records.sessions.delete_session(session, user_id)
+            await self._memory.forget(session)
+
+    async def _sessions_of(self, user_id: str) -> list[str]:
+        """Every session of a user: the foreign keys know those of this database, not what others remember of them."""
+        found: list[str] = []
+        after = None
+        async with self._store.reading() as work:
+            while page := await work.sessions.find_recent_sessions(user_id, limit=_PAGE, after=after):
+                found += [session.id for session in page]
+                after = Cursor(page[-1].used_at, page[-1].id)
+        return found
 
     async def _new(self, username: str, password: str, scopes: frozenset[Scope]) -> User:
         now = datetime.now(UTC)

@@ -14,6 +14,10 @@ from sqlalchemy.exc import IntegrityError, OperationalError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from config.settings import Settings, SettingsError
+from core.database.postgres_writer import PostgresWriter
+from core.database.record_writer import RecordWriter
+from core.database.records import SqlRecords
+from core.database.sqlite_writer import SqliteWriter
 from core.database.unit_of_work import UnitOfWork
 from domain.errors import Conflict, Unavailable
 
@@ -36,9 +40,10 @@ class EpochReader(Protocol):
 class Database:
     """The open database. `unit_of_work()` to write, `reading()` to read; neither is held while a stream is sent."""
 
-    def __init__(self, engine: AsyncEngine, epoch: EpochReader) -> None:
+    def __init__(self, engine: AsyncEngine, epoch: EpochReader, writer: RecordWriter) -> None:
         self._engine = engine
         self._epoch = epoch
+        self.records = SqlRecords(self, writer)
 
     @property
     def dialect(self) -> str:
@@ -123,10 +128,17 @@ async def open_database(settings: Settings) -> AsyncIterator[Database]:
         except (OperationalError, OSError) as error:
             why = str(getattr(error, "orig", error)).splitlines()[0]
             raise SettingsError(f"the database cannot be opened: {why}") from error
-        epoch = _SqliteEpoch(path) if path is not None else _QueriedEpoch(engine)
+        epoch: EpochReader
+        writer: RecordWriter
+        if path is not None:
+            epoch, writer = _SqliteEpoch(path), SqliteWriter(path)
+        else:
+            plain = make_url(url or "").set(drivername="postgresql").render_as_string(hide_password=False)
+            epoch, writer = _QueriedEpoch(engine), PostgresWriter(plain)
         try:
-            yield Database(engine, epoch)
+            yield Database(engine, epoch, writer)
         finally:
+            await writer.aclose()
             epoch.close()
     finally:
         await engine.dispose()

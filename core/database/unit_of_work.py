@@ -8,6 +8,13 @@ from core.database.repositories.credentials import (
     LoginFailureRepository,
     RefreshTokenRepository,
 )
+from core.database.repositories.runs import RunRepository
+from core.database.repositories.sessions import (
+    ModelCallRepository,
+    RawMessageRepository,
+    SessionRepository,
+    SimpleMessageRepository,
+)
 from core.database.repositories.users import UserRepository
 
 
@@ -20,3 +27,8 @@ class UnitOfWork:
         self.refresh_tokens = RefreshTokenRepository(connection)
         self.login_failures = LoginFailureRepository(connection)
         self.auth_epoch = AuthEpochRepository(connection)
+        self.sessions = SessionRepository(connection)
+        self.raw_messages = RawMessageRepository(connection)
+        self.simple_messages = SimpleMessageRepository(connection)
+        self.runs = RunRepository(connection)
+        self.model_calls = ModelCallRepository(connection)

@@ -74,9 +74,9 @@ async def test_what_is_written_comes_back_the_same(database: Database) -> None:
     )  # fmt: skip
     token = refresh(ada)
     async with database.unit_of_work() as work:
-        await work.users.add(ada)
-        await work.api_keys.add(key)
-        await work.refresh_tokens.add(token)
+        await work.users.create(ada)
+        await work.api_keys.create(key)
+        await work.refresh_tokens.create(token)
     async with database.reading() as work:
         assert await work.users.get(ada.id) == await work.users.by_name("ada") == ada
         assert await work.api_keys.by_hash("h") == key
@@ -87,7 +87,7 @@ async def test_what_is_written_comes_back_the_same(database: Database) -> None:
 async def test_an_error_undoes_the_whole_unit_of_work(database: Database) -> None:
     async def half() -> None:
         async with database.unit_of_work() as work:
-            await work.users.add(user())
+            await work.users.create(user())
             raise RuntimeError("stop")
 
     with pytest.raises(RuntimeError, match="stop"):
@@ -98,18 +98,18 @@ async def test_an_error_undoes_the_whole_unit_of_work(database: Database) -> Non
 
 async def test_a_taken_name_is_a_conflict(database: Database) -> None:
     async with database.unit_of_work() as work:
-        await work.users.add(user("ada"))
+        await work.users.create(user("ada"))
     with pytest.raises(Conflict):
         async with database.unit_of_work() as work:
-            await work.users.add(user("ada"))
+            await work.users.create(user("ada"))
 
 
 async def test_a_token_is_used_by_exactly_one_of_many(database: Database) -> None:
     ada = user()
     token = refresh(ada)
     async with database.unit_of_work() as work:
-        await work.users.add(ada)
-        await work.refresh_tokens.add(token)
+        await work.users.create(ada)
+        await work.refresh_tokens.create(token)
 
     async def use() -> bool:
         async with database.unit_of_work() as work:
@@ -121,9 +121,9 @@ async def test_a_token_is_used_by_exactly_one_of_many(database: Database) -> Non
 async def test_revoking_a_family_leaves_the_others(database: Database) -> None:
     ada = user()
     async with database.unit_of_work() as work:
-        await work.users.add(ada)
+        await work.users.create(ada)
         for family in ("f", "f", "g"):
-            await work.refresh_tokens.add(refresh(ada, family))
+            await work.refresh_tokens.create(refresh(ada, family))
         assert await work.refresh_tokens.revoke_family("f", NOW) == 2
     async with database.reading() as work:
         assert not await work.refresh_tokens.is_live("f", ada.id)
@@ -135,8 +135,8 @@ async def test_a_removed_user_takes_their_credentials_along(database: Database) 
     ada = user()
     token = refresh(ada)
     async with database.unit_of_work() as work:
-        await work.users.add(ada)
-        await work.refresh_tokens.add(token)
+        await work.users.create(ada)
+        await work.refresh_tokens.create(token)
     async with database.unit_of_work() as work:
         assert await work.users.remove(ada.id)
         assert not await work.users.remove(ada.id)
@@ -179,7 +179,8 @@ async def test_the_migrations_make_exactly_the_tables_of_the_code(storage: Setti
         engine = database._engine
 
         def difference(connection: Connection) -> list[object]:
-            return list(compare_metadata(MigrationContext.configure(connection), tables.metadata))
+            options = {"include_object": lambda _o, name, *_: not (name or "").endswith("_gin")}  # PostgreSQL's alone
+            return list(compare_metadata(MigrationContext.configure(connection, opts=options), tables.metadata))
 
         async with engine.connect() as connection:
             assert await connection.run_sync(difference) == []
@@ -196,7 +197,7 @@ async def test_a_database_of_a_newer_version_is_refused(storage: Settings) -> No
 async def test_a_naive_moment_is_refused(database: Database) -> None:
     with pytest.raises(Exception, match="naive"):
         async with database.unit_of_work() as work:
-            await work.users.add(user().model_copy(update={"created_at": datetime(2026, 1, 1)}))  # noqa: DTZ001
+            await work.users.create(user().model_copy(update={"created_at": datetime(2026, 1, 1)}))  # noqa: DTZ001
 
 
 async def test_readers_do_not_wait_for_a_writer_and_writers_take_turns(tmp_path: Path) -> None:
@@ -205,7 +206,7 @@ async def test_readers_do_not_wait_for_a_writer_and_writers_take_turns(tmp_path:
 
         async def hold() -> None:
             async with database.unit_of_work() as work:
-                await work.users.add(user("first"))
+                await work.users.create(user("first"))
                 inside.set()
                 await leave.wait()
 
@@ -216,7 +217,7 @@ async def test_readers_do_not_wait_for_a_writer_and_writers_take_turns(tmp_path:
 
         async def write() -> None:
             async with database.unit_of_work() as work:
-                await work.users.add(user("second"))
+                await work.users.create(user("second"))
 
         waiting = asyncio.create_task(write())
         leave.set()

@@ -25,7 +25,9 @@ async def test_a_whole_answer_has_its_documented_shape(shared: House) -> None:
     assert set(answer) == {
         "run_id", "session_id", "agent", "model", "response", "message", "usage", "finish_reason",
     }  # fmt: skip
-    assert (answer["agent"], answer["model"], answer["session_id"]) == ("simple", "offline/rules", None)
+    assert (answer["agent"], answer["model"]) == ("simple", "offline/rules")
+    stored = (await shared.client.get(f"/api/sessions/{answer['session_id']}")).json()
+    assert [line["content"] for line in stored["messages"]] == ["Hello!", answer["response"]]
     assert answer["message"]["role"] == "assistant"
     assert answer["message"]["content"] == answer["response"]
     assert (response.headers["x-model"], response.headers["x-run-id"]) == ("offline/rules", answer["run_id"])

@@ -145,11 +145,6 @@ async def test_the_documentation_page_may_run_its_own_scripts_and_no_other(house
     assert "cdn" not in (await house.anyone.get("/health")).headers["content-security-policy"]
 
 
-async def test_a_session_is_refused_by_name_until_it_is_real(house: House) -> None:
-    refused = await house.client.post("/completion", json={"message": "x", "session_id": "s1"})
-    assert (refused.status_code, refused.json()["param"]) == (422, "session_id")
-
-
 async def test_graphs_are_compiled_once_for_each_choice_and_kept_bounded(open_with: Opener, settings: Settings) -> None:
     agents = settings.agents.model_copy(update={"graph_cache_size": 3})
     house = await open_with(settings.model_copy(update={"agents": agents}))

@@ -238,7 +238,8 @@ async def test_a_slow_reader_is_not_taken_for_a_silent_provider(
     house = await open_with(settings.model_copy(update={"providers": providers}))
     provider.then(Reply(words=tuple(f"{number} " for number in range(20_000))))
     request = CompletionRequest(message="x", model="openai/m")
-    operator = Principal(UserId("u"), "u", frozenset({Scope.ADMIN}), CredentialKind.API_KEY, "k")
+    admin = await house.services.users.find("admin")
+    operator = Principal(UserId(admin.id), "u", frozenset({Scope.ADMIN}), CredentialKind.API_KEY, "k")
     run = await house.services.agents.stream(request, operator)
     heard, paused = 0, False
     with anyio.fail_after(30):

@@ -1,6 +1,9 @@
 """The service by itself: what it resolves before it speaks."""
 
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
 
 import pytest
 from langchain_core.messages import AIMessage
@@ -8,18 +11,23 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.graph import END, START, MessagesState, StateGraph
 
 from config.settings import AgentSettings, ProviderSettings, Settings
+from core.database.engine import open_database
 from core.metrics import Metrics
 from domain.agents import AgentSpec
 from domain.auth import CredentialKind, Principal, Scope, UserId
 from domain.errors import AgentNotFound, Forbidden, ModelNotFound, RateLimited, Unavailable
 from domain.events import RunStarted
 from domain.models import CompletionRequest
+from domain.users import User
 from graphs.base_graph import build_base_graph
 from graphs.builder import AgentGraph, GraphContext
+from graphs.checkpointing import Checkpoints
 from services.agent_registry import AgentRegistry
 from services.agent_service import AgentService
 from services.llm_service import LLMService, open_llm_service
+from services.run_recorder import open_recorder
 from services.tool_registry import ToolRegistry
+from tests.fakes.house import house_settings
 
 pytestmark = pytest.mark.anyio
 
@@ -43,8 +51,25 @@ def registry() -> AgentRegistry:
     return made
 
 
+@pytest.fixture(autouse=True)
+async def record(tmp_path: Path, template: Path) -> AsyncIterator[None]:
+    """Where runs are written down; its first admin is CALLER."""
+    settings = house_settings(tmp_path / "data", template)
+    async with open_database(settings) as database, open_recorder(database.records, lambda _: None) as recorder:
+        async with database.unit_of_work() as work:
+            now = datetime.now(UTC)
+            await work.users.create(
+                User(id="u", username="ada", password_hash="x", scopes=frozenset(), created_at=now, updated_at=now)
+            )
+        RECORD.update(store=database.records, recorder=recorder, checkpoints=Checkpoints(settings))
+        yield
+
+
+RECORD: dict[str, Any] = {}
+
+
 def service(llm: LLMService, registry: AgentRegistry, **more: object) -> AgentService:
-    return AgentService(llm, registry, Metrics(), AgentSettings.model_validate(more))
+    return AgentService(llm, registry, Metrics(), AgentSettings.model_validate(more), **RECORD)
 
 
 def asking(**more: object) -> CompletionRequest:

@@ -19,7 +19,7 @@ class Repository(Generic[Record]):
     def __init__(self, connection: AsyncConnection) -> None:
         self._connection = connection
 
-    async def add(self, record: Record) -> Record:
+    async def create(self, record: Record) -> Record:
         """Insert it.
 
         Raises:
@@ -32,17 +32,31 @@ class Repository(Generic[Record]):
         """The one with that id."""
         return await self.find_one(self.table.c.id == record_id)
 
-    async def find_one(self, *conditions: ColumnElement[bool]) -> Record | None:
-        """The first that fits."""
-        row = (await self._connection.execute(select(self.table).where(*conditions).limit(1))).mappings().first()
+    async def find_one(self, *conditions: ColumnElement[bool], **equals: Any) -> Record | None:
+        """The first that fits; `equals` are values of the record's own fields."""
+        query = select(self.table).where(*conditions, *self._equal(equals)).limit(1)
+        row = (await self._connection.execute(query)).mappings().first()
         return None if row is None else self._record(row)
 
-    async def find(
-        self, *conditions: ColumnElement[bool], order_by: Sequence[ColumnElement[Any]] = (), limit: int = 1_000
+    async def find_many(
+        self,
+        *conditions: ColumnElement[bool],
+        order_by: Sequence[ColumnElement[Any]] = (),
+        limit: int = 1_000,
+        **equals: Any,
     ) -> list[Record]:
-        """Those that fit, at most `limit`."""
-        query = select(self.table).where(*conditions).order_by(*order_by).limit(limit)
+        """Those that fit, at most `limit`; in the order of their key when no other is asked for."""
+        query = select(self.table).where(*conditions, *self._equal(equals))
+        query = query.order_by(*(order_by or self.table.primary_key.columns)).limit(limit)
         return [self._record(row) for row in (await self._connection.execute(query)).mappings()]
+
+    async def update_one(self, record_id: str, **values: Any) -> bool:
+        """Change fields of one; False when there is none of that id."""
+        return await self.update(self.table.c.id == record_id, **values) == 1
+
+    async def delete_one(self, record_id: str) -> bool:
+        """Remove one; False when there was none."""
+        return await self.delete(self.table.c.id == record_id) == 1
 
     async def update(self, *conditions: ColumnElement[bool], **values: Any) -> int:
         """Change those that fit; how many there were. With a condition on the old value it is a compare-and-set."""
@@ -51,6 +65,9 @@ class Repository(Generic[Record]):
     async def delete(self, *conditions: ColumnElement[bool]) -> int:
         """Remove those that fit; how many there were."""
         return (await self._connection.execute(delete(self.table).where(*conditions))).rowcount
+
+    def _equal(self, equals: dict[str, Any]) -> list[ColumnElement[bool]]:
+        return [self.table.c[name] == value for name, value in equals.items()]
 
     def _record(self, row: RowMapping) -> Record:
         return self.record.model_validate(dict(row))

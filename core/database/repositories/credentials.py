@@ -24,7 +24,7 @@ class ApiKeyRepository(Repository[ApiKey]):
 
     async def of_user(self, user_id: str) -> list[ApiKey]:
         """A user's keys, newest first."""
-        return await self.find(self.table.c.user_id == user_id, order_by=[self.table.c.created_at.desc()])
+        return await self.find_many(self.table.c.user_id == user_id, order_by=[self.table.c.created_at.desc()])
 
     async def revoke(self, key_id: str, user_id: str, now: datetime) -> bool:
         """End one key of one user; False when they have no such key."""

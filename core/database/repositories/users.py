@@ -17,7 +17,7 @@ class UserRepository(Repository[User]):
 
     async def all(self) -> list[User]:
         """Every user, by name."""
-        return await self.find(order_by=[self.table.c.username])
+        return await self.find_many(order_by=[self.table.c.username])
 
     async def change(self, user: User) -> int:
         """Write everything of `user` but its id."""

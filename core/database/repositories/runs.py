@@ -1,0 +1,190 @@
+"""Runs: found by owner, agent, state, time and metadata; counted."""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import (
+    ColumnElement,
+    Float,
+    FromClause,
+    Select,
+    case,
+    cast,
+    extract,
+    func,
+    insert,
+    literal,
+    select,
+    tuple_,
+)
+
+from core.database import tables
+from core.database.repositories.base import Repository
+from domain.enums import RunStatus
+from domain.runs import ACTIVE, BAD, Cursor, Run, RunFilter, metadata_text
+from domain.stats import StatsBy, StatsRow
+from domain.usage import Usage, from_pico
+
+_COUNTS = ("input_tokens", "output_tokens", "total_tokens", "cached_tokens", "reasoning_tokens", "audio_tokens")
+_MAX_GROUPS = 1_000
+
+
+class RunRepository(Repository[Run]):
+    """Runs."""
+
+    table = tables.runs
+    record = Run
+
+    async def create(self, record: Run) -> Run:
+        """Insert it, with its metadata index."""
+        await super().create(record)
+        rows = [
+            {
+                "run_id": record.id,
+                "key": key,
+                "value": metadata_text(value),
+                "owner_id": record.owner_id,
+                "created_at": record.created_at,
+            }
+            for key, value in record.metadata.items()
+        ]
+        if rows:
+            await self._connection.execute(insert(tables.run_metadata), rows)
+        return record
+
+    async def owned(self, run_id: str, owner_id: str) -> Run | None:
+        """The run, when it is that owner's."""
+        return await self.find_one(id=run_id, owner_id=owner_id)
+
+    async def find_runs(self, wanted: RunFilter, *, limit: int = 50, after: Cursor | None = None) -> list[Run]:
+        """Those that fit, newest first."""
+        table = self.table
+        at, run_id = table.c.created_at, table.c.id
+        query = select(table)
+        pairs = list(wanted.metadata.items())
+        for first in pairs[:1]:
+            # The index of metadata is in this order already: the list is read from it, not sorted.
+            index = tables.run_metadata
+            at, run_id = index.c.created_at, index.c.run_id
+            query = query.join(index, run_id == table.c.id).where(*_has(index, first, wanted.owner_id))
+        query = query.where(*self._conditions(wanted, at))
+        for other in pairs[1:]:
+            more = tables.run_metadata.alias()
+            query = query.where(table.c.id.in_(select(more.c.run_id).where(*_has(more, other, wanted.owner_id))))
+        if after is not None:
+            place = tuple_(literal(after.at, table.c.created_at.type), literal(after.id, table.c.id.type))
+            query = query.where(tuple_(at, run_id) < place)
+        query = query.order_by(at.desc(), run_id.desc()).limit(limit)
+        return [self._record(row) for row in (await self._connection.execute(query)).mappings()]
+
+    async def in_progress(self, owner_id: str | None, now: datetime) -> list[Run]:
+        """Runs that are active and whose lease holds, newest first."""
+        conditions = [_one_of(ACTIVE), self.table.c.lease_until >= now]
+        if owner_id is not None:
+            conditions.append(self.table.c.owner_id == owner_id)
+        order = [self.table.c.created_at.desc(), self.table.c.id.desc()]
+        return await self.find_many(*conditions, order_by=order, limit=1_000)
+
+    async def statistics(self, wanted: RunFilter, by: StatsBy, key: str | None = None) -> list[StatsRow]:
+        """Counts and sums by group, the largest group first."""
+        group, query = self._grouped(by, key)
+        query = query.add_columns(*self._figures()).where(*self._conditions(wanted, self.table.c.created_at))
+        for pair in wanted.metadata.items():
+            index = tables.run_metadata.alias()
+            query = query.where(self.table.c.id.in_(select(index.c.run_id).where(*_has(index, pair, wanted.owner_id))))
+        query = query.group_by(group).order_by(func.count().desc(), group).limit(_MAX_GROUPS)
+        return [_stats_row(dict(row)) for row in (await self._connection.execute(query)).mappings()]
+
+    async def events(self, run_id: str) -> list[str]:
+        """The stored events of a run: JSON arrays, in order."""
+        table = tables.run_events
+        query = select(table.c.events).where(table.c.run_id == run_id).order_by(table.c.first_seq)
+        return list((await self._connection.execute(query)).scalars())
+
+    def _grouped(self, by: StatsBy, key: str | None) -> tuple[ColumnElement[Any], Select[Any]]:
+        table = self.table
+        if by == "metadata":
+            index = tables.run_metadata.alias("by_key")
+            group: ColumnElement[Any] = index.c.value
+            return group, select(group.label("grp")).join_from(
+                table, index, (index.c.run_id == table.c.id) & (index.c.key == key)
+            )
+        if by == "day":
+            day = func.strftime("%Y-%m-%d", table.c.created_at)
+            if self._connection.dialect.name == "postgresql":
+                day = func.to_char(func.timezone("UTC", table.c.created_at), "YYYY-MM-DD")
+            return day, select(day.label("grp"))
+        group = table.c[by]
+        return group, select(group.label("grp"))
+
+    def _figures(self) -> list[ColumnElement[Any]]:
+        table = self.table
+        active = table.c.status.in_(sorted(ACTIVE))
+        success = table.c.status == RunStatus.COMPLETED.value
+        figures: list[ColumnElement[Any]] = [
+            func.count().label("executions"),
+            func.count().filter(success).label("successes"),
+            func.count().filter(~success, ~active).label("errors"),
+            func.count().filter(active).label("running"),
+            func.avg(cast(self._seconds(), Float)).label("mean_duration"),
+            func.sum(table.c.cost_pico).label("cost_pico"),
+            func.count().filter(table.c.unmeasured_calls > 0).label("unmeasured_runs"),
+            func.count().filter(table.c.unpriced_calls > 0).label("unpriced_runs"),
+            func.max(case((table.c.estimated, 1), else_=0)).label("estimated"),
+        ]
+        return [*figures, *(func.sum(table.c[name]).label(name) for name in _COUNTS)]
+
+    def _seconds(self) -> ColumnElement[Any]:
+        ended, started = self.table.c.completed_at, self.table.c.started_at
+        if self._connection.dialect.name == "postgresql":
+            return extract("epoch", ended - started)
+        return (func.julianday(ended) - func.julianday(started)) * 86_400.0
+
+    def _conditions(self, wanted: RunFilter, at: ColumnElement[Any]) -> list[ColumnElement[bool]]:
+        table = self.table
+        found: list[ColumnElement[bool]] = []
+        for name in ("owner_id", "agent", "kind", "session_id"):
+            value = getattr(wanted, name)
+            if value is not None:
+                found.append(table.c[name] == value)
+        if wanted.statuses and wanted.statuses <= BAD:
+            found.append(_one_of(BAD))  # in the words of the partial index, or it is not used
+        if len(wanted.statuses) == 1:
+            found.append(table.c.status == next(iter(wanted.statuses)).value)
+        elif wanted.statuses:
+            found.append(table.c.status.in_(sorted(status.value for status in wanted.statuses)))
+        if wanted.since is not None:
+            found.append(at >= literal(wanted.since, table.c.created_at.type))
+        if wanted.until is not None:
+            found.append(at < literal(wanted.until, table.c.created_at.type))
+        return found
+
+
+def _one_of(statuses: frozenset[RunStatus]) -> ColumnElement[bool]:
+    """As the partial indexes say it, values and all."""
+    return tables.runs.c.status.in_([literal(status.value, literal_execute=True) for status in sorted(statuses)])
+
+
+def _has(index: FromClause, pair: tuple[str, str], owner_id: str | None) -> list[ColumnElement[bool]]:
+    """That a row of a metadata index says `pair`."""
+    found = [index.c.key == pair[0], index.c.value == pair[1]]
+    return found if owner_id is None else [index.c.owner_id == owner_id, *found]
+
+
+def _stats_row(row: dict[str, Any]) -> StatsRow:
+    counts = {name: int(row[name] or 0) for name in _COUNTS[:3]}
+    details = {name: None if row[name] is None else int(row[name]) for name in _COUNTS[3:]}
+    ended = row["successes"] + row["errors"]
+    return StatsRow(
+        group=row["grp"],
+        executions=row["executions"],
+        successes=row["successes"],
+        errors=row["errors"],
+        running=row["running"],
+        error_rate=row["errors"] / ended if ended else None,
+        mean_duration=None if row["mean_duration"] is None else float(row["mean_duration"]),
+        usage=Usage.model_validate({**counts, **details, "estimated": bool(row["estimated"])}),
+        cost=from_pico(None if row["cost_pico"] is None else int(row["cost_pico"])),
+        unmeasured_runs=row["unmeasured_runs"],
+        unpriced_runs=row["unpriced_runs"],
+    )

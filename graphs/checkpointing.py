@@ -1,0 +1,121 @@
+"""What an agent remembers beyond its messages: LangGraph's checkpoints, one thread for each session.
+
+The record holds every message of a session, so an agent whose state is its messages needs nothing else (ADR 6). A
+graph with more state (a plan, a counter, a draft) is given LangGraph's own saver: SQLite beside the database, or the
+schema `checkpoints` of PostgreSQL. Nothing is opened before such an agent is called.
+"""
+
+import asyncio
+import importlib
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any, cast
+
+from langchain_core.runnables import RunnableConfig
+from langgraph.channels import EphemeralValue, Topic, UntrackedValue
+from langgraph.checkpoint.base import BaseCheckpointSaver
+from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+from langgraph.graph.state import CompiledStateGraph
+
+from config.settings import Settings
+
+#: Known from the record, or made anew by each run.
+_FROM_THE_RECORD = frozenset({"messages", "structured_response"})
+#: The index of the session's message with which a run began: written into the metadata of its checkpoints.
+FIRST_INDEX = "routeur_first_index"
+
+
+def remembers_more(graph: CompiledStateGraph[Any, Any, Any, Any]) -> bool:
+    """True when the state of `graph` holds what its messages do not tell."""
+    return any(
+        not isinstance(channel, EphemeralValue | Topic | UntrackedValue) and name not in _FROM_THE_RECORD
+        for name, channel in graph.channels.items()
+        if not name.startswith(("__", "branch:"))
+    )
+
+
+class Checkpoints:
+    """LangGraph's saver for these settings, opened when it is first needed."""
+
+    def __init__(self, settings: Settings) -> None:
+        url = settings.storage.database_url
+        self._url = None if url is None else url.get_secret_value()
+        self._path = settings.storage.data_dir / "checkpoints.sqlite3"
+        self._saver: BaseCheckpointSaver[Any] | None = None
+        self._opening = asyncio.Lock()
+        self._stack = AsyncExitStack()
+
+    async def saver(self) -> BaseCheckpointSaver[Any]:
+        """The saver; its tables are made when they are missing."""
+        async with self._opening:
+            if self._saver is None:
+                postgresql = self._url is not None and not self._url.startswith("sqlite")
+                self._saver = await (self._open_postgresql() if postgresql else self._open_sqlite())
+            return self._saver
+
+    async def forget(self, session_id: str) -> None:
+        """Delete every checkpoint of a session."""
+        if self._exists():
+            await (await self.saver()).adelete_thread(session_id)
+
+    async def copy(self, session_id: str, branch_id: str, before: int) -> int | None:
+        """Give a branch what its session remembered before its message `before`.
+
+        A checkpoint of a run that began at or after `before` is later than the branch. The index at which the run of
+        the one that was copied began (what follows is in it, too, by the messages' ids); None: there was nothing.
+        """
+        if not self._exists():
+            return None
+        saver = await self.saver()
+        async for found in saver.alist({"configurable": {"thread_id": session_id, "checkpoint_ns": ""}}):
+            first = int(cast(dict[str, Any], found.metadata).get(FIRST_INDEX, 0))
+            if first < before:
+                target: RunnableConfig = {"configurable": {"thread_id": branch_id, "checkpoint_ns": ""}}
+                versions = found.checkpoint["channel_versions"]
+                await saver.aput(target, found.checkpoint, found.metadata, versions)
+                return first
+        return None
+
+    async def aclose(self) -> None:
+        """Close what was opened."""
+        await self._stack.aclose()
+
+    def _exists(self) -> bool:
+        """False when no agent has ever needed a checkpoint here; PostgreSQL is always asked."""
+        return self._saver is not None or self._url is not None or self._path.exists()
+
+    async def _open_sqlite(self) -> BaseCheckpointSaver[Any]:
+        aiosqlite = importlib.import_module("aiosqlite")
+        module = importlib.import_module("langgraph.checkpoint.sqlite.aio")
+        path = self._path if self._url is None else Path(self._url.partition(":///")[2]).with_name(self._path.name)
+        connection = await self._stack.enter_async_context(aiosqlite.connect(path))
+        saver: BaseCheckpointSaver[Any] = module.AsyncSqliteSaver(connection, serde=_strict())
+        await saver.setup()  # type: ignore[attr-defined]
+        return saver
+
+    async def _open_postgresql(self) -> BaseCheckpointSaver[Any]:
+        pools = importlib.import_module("psycopg_pool")
+        module = importlib.import_module("langgraph.checkpoint.postgres.aio")
+        pool = pools.AsyncConnectionPool(
+            self._url,
+            open=False,
+            min_size=1,
+            max_size=10,
+            kwargs={
+                "autocommit": True,
+                "prepare_threshold": 0,
+                "row_factory": importlib.import_module("psycopg.rows").dict_row,
+                "options": "-c search_path=checkpoints",
+            },
+        )
+        await self._stack.enter_async_context(pool)
+        async with pool.connection() as connection:
+            await connection.execute("CREATE SCHEMA IF NOT EXISTS checkpoints")
+        saver: BaseCheckpointSaver[Any] = module.AsyncPostgresSaver(pool, serde=_strict())
+        await saver.setup()  # type: ignore[attr-defined]
+        return saver
+
+
+def _strict() -> JsonPlusSerializer:
+    """Only plain data and LangChain's messages come back: a checkpoint never names a class to be built."""
+    return JsonPlusSerializer(allowed_msgpack_modules=None)

@@ -1,0 +1,126 @@
+"""Runs as their owners see them: one, many, in progress, counted."""
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from domain.auth import Principal
+from domain.enums import RunStatus, SessionKind
+from domain.errors import InvalidRequest
+from domain.ports import RecordStore
+from domain.runs import RunDetail, RunFilter, RunInfo, RunList
+from domain.stats import Stats, StatsBy, StatsRow
+from domain.usage import Usage
+from services.run_story import load_story
+from services.session_service import decode_cursor, encode_cursor, run_not_found
+
+
+@dataclass(frozen=True, slots=True)
+class RunQuery:
+    """Which runs of the caller's; `metadata` values are compared as text."""
+
+    agent: str | None = None
+    kind: SessionKind | None = None
+    session_id: str | None = None
+    statuses: frozenset[RunStatus] = frozenset()
+    since: datetime | None = None
+    until: datetime | None = None
+    metadata: dict[str, str] = field(default_factory=dict)
+
+    def of(self, caller: Principal) -> RunFilter:
+        """The same, of one owner."""
+        return RunFilter(
+            owner_id=caller.user_id,
+            agent=self.agent,
+            kind=self.kind,
+            session_id=self.session_id,
+            statuses=self.statuses,
+            since=_aware(self.since),
+            until=_aware(self.until),
+            metadata=self.metadata,
+        )
+
+
+class RunService:
+    """The use cases of runs. The owner is always the caller."""
+
+    def __init__(self, store: RecordStore) -> None:
+        self._store = store
+
+    async def get_run(self, run_id: str, caller: Principal, agent: str | None = None) -> RunDetail:
+        """One run with its events.
+
+        Raises:
+            NotFound: the caller has no such run (of that agent).
+        """
+        async with self._store.reading() as work:
+            run = await work.runs.owned(run_id, caller.user_id)
+            if run is None or (agent is not None and run.agent != agent):
+                raise run_not_found()
+            stored = await work.runs.events(run_id)
+        logs = [
+            {"seq": one.seq, "at": one.at, **one.event.model_dump(mode="json")} for one in load_story(run_id, stored)
+        ]
+        return RunDetail(**RunInfo.of(run).model_dump(), logs=logs)
+
+    async def list_runs(
+        self, query: RunQuery, caller: Principal, *, limit: int = 50, cursor: str | None = None
+    ) -> RunList:
+        """The caller's runs, newest first.
+
+        Raises:
+            InvalidRequest: the cursor is none of ours.
+        """
+        after = decode_cursor(cursor)
+        async with self._store.reading() as work:
+            found = await work.runs.find_runs(query.of(caller), limit=limit + 1, after=after)
+        shown = found[:limit]
+        more = encode_cursor(shown[-1].created_at, shown[-1].id) if len(found) > limit else None
+        return RunList(runs=[RunInfo.of(run) for run in shown], next_cursor=more)
+
+    async def in_progress(self, caller: Principal, agent: str | None = None) -> RunList:
+        """The caller's runs that are going on: long ones are seen, those of a dead process are not."""
+        async with self._store.reading() as work:
+            found = await work.runs.in_progress(caller.user_id, datetime.now(UTC))
+        shown = [RunInfo.of(run) for run in found if agent is None or run.agent == agent]
+        return RunList(runs=shown, next_cursor=None)
+
+    async def stats(self, query: RunQuery, caller: Principal, by: StatsBy = "agent", key: str | None = None) -> Stats:
+        """Counts, durations, tokens and cost: in all, and by group.
+
+        Raises:
+            InvalidRequest: `key` is missing, or not wanted.
+        """
+        if (by == "metadata") != (key is not None):
+            raise InvalidRequest("key is needed to group by metadata, and only then.", param="key")
+        wanted = query.of(caller)
+        async with self._store.reading() as work:
+            groups = await work.runs.statistics(wanted, by, key)
+            everything = groups if by == "status" else await work.runs.statistics(wanted, "status")
+        return Stats(since=wanted.since, until=wanted.until, by=by, key=key, total=_total(everything), groups=groups)
+
+
+def _total(rows: list[StatsRow]) -> StatsRow:
+    """The sum of groups that share no run."""
+    successes, errors = sum(row.successes for row in rows), sum(row.errors for row in rows)
+    ended = successes + errors
+    spent = [(row.mean_duration, row.successes + row.errors) for row in rows if row.mean_duration is not None]
+    timed = sum(count for _, count in spent)
+    costs = [row.cost for row in rows if row.cost is not None]
+    return StatsRow(
+        group=None,
+        executions=sum(row.executions for row in rows),
+        successes=successes,
+        errors=errors,
+        running=sum(row.running for row in rows),
+        error_rate=errors / ended if ended else None,
+        mean_duration=sum(mean * count for mean, count in spent) / timed if timed else None,
+        usage=sum((row.usage for row in rows), Usage()),
+        cost=sum(costs[1:], costs[0]) if costs else None,
+        unmeasured_runs=sum(row.unmeasured_runs for row in rows),
+        unpriced_runs=sum(row.unpriced_runs for row in rows),
+    )
+
+
+def _aware(moment: datetime | None) -> datetime | None:
+    """A moment without a zone is UTC."""
+    return moment if moment is None or moment.tzinfo is not None else moment.replace(tzinfo=UTC)
