@@ -24,6 +24,22 @@ _SCHEMES: dict[str, Any] = {
 }
 
 
+_KEY_PARAMETER = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": False,
+    "description": "sent again within a day with the same body, it gets the same answer; with another body, 409",
+    "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"},
+}
+
+
+def _take_key(operation: dict[str, Any]) -> None:
+    """Everything that creates takes a key (`api/middleware/idempotency.py`)."""
+    operation.setdefault("parameters", []).append(_KEY_PARAMETER)
+    for status, response in problem_responses(409, 422).items():
+        operation["responses"].setdefault(str(status), response)
+
+
 def install_openapi(app: FastAPI) -> None:
     """Give `app` an `openapi()` that is built once, on first use."""
 
@@ -41,7 +57,9 @@ def install_openapi(app: FastAPI) -> None:
             schemas.update(problem.pop("$defs", {}))
             schemas["Problem"] = problem
             for path in document["paths"].values():
-                for operation in path.values():
+                for method, operation in path.items():
+                    if method == "post" and operation.get("security") != []:
+                        _take_key(operation)
                     if "application/json" in operation["responses"].get("422", {}).get("content", {}):
                         operation["responses"]["422"] = problem_responses(422)[422]
             for unused in ("HTTPValidationError", "ValidationError"):  # we never answer in FastAPI's own words

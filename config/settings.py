@@ -128,6 +128,19 @@ class StorageSettings(_Group):
         None, alias="DATABASE_URL", description="postgresql://user:password@host/name; unset: SQLite in DATA_DIR"
     )
 
+    session_store_url: OptionalText = Field(
+        None,
+        alias="SESSION_STORE_URL",
+        description="surrealkv://folder keeps sessions and runs in embedded SurrealDB; unset: in the database",
+    )
+
+    @field_validator("session_store_url")
+    @classmethod
+    def _known_store(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("surrealkv://", "mem://")):
+            raise ValueError("must begin with surrealkv:// or mem://")
+        return value
+
     @field_validator("database_url")
     @classmethod
     def _known_engine(cls, value: SecretStr | None) -> SecretStr | None:
@@ -206,6 +219,8 @@ class CompatibleProvider(_Group):
     base_url: str = Field(pattern=r"^https?://")
     api_key: SecretStr | None = None
     default_model: str | None = None
+    #: It takes vLLM's `continuous_usage_stats`: what was spent is known exactly, also when a stream is cut.
+    running_usage: bool = False
 
 
 class ProviderSettings(_Group):
@@ -227,7 +242,8 @@ class ProviderSettings(_Group):
     compatible: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,31}$")], CompatibleProvider] = Field(
         default_factory=dict,
         alias="COMPATIBLE_PROVIDERS",
-        description='JSON: {"vllm": {"base_url": "http://127.0.0.1:8001/v1", "api_key": "..."}}; also default_model',
+        description='JSON: {"vllm": {"base_url": "http://127.0.0.1:8001/v1", "api_key": "..."}}; also default_model, '
+        "running_usage",
     )
     default_model: OptionalText = Field(
         None, alias="DEFAULT_MODEL", description="provider/name; used when neither the caller nor the agent names one"
@@ -374,6 +390,10 @@ class Settings(BaseSettings):
         if self.server.workers > 1 and (url is None or url.get_secret_value().startswith("sqlite")):
             raise ValueError(
                 "WORKERS above 1 needs DATABASE_URL=postgresql://...: the embedded engines belong to one process"
+            )
+        if self.server.workers > 1 and self.storage.session_store_url is not None:
+            raise ValueError(
+                "WORKERS above 1 needs SESSION_STORE_URL unset: its embedded engine belongs to one process"
             )
         return self
 

@@ -7,13 +7,14 @@ schema `checkpoints` of PostgreSQL. Nothing is opened before such an agent is ca
 
 import asyncio
 import importlib
-from contextlib import AsyncExitStack
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
 from typing import Any, cast
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.channels import EphemeralValue, Topic, UntrackedValue
-from langgraph.checkpoint.base import BaseCheckpointSaver
+from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.graph.state import CompiledStateGraph
 
@@ -67,14 +68,18 @@ class Checkpoints:
         if not self._exists():
             return None
         saver = await self.saver()
-        async for found in saver.alist({"configurable": {"thread_id": session_id, "checkpoint_ns": ""}}):
-            first = int(cast(dict[str, Any], found.metadata).get(FIRST_INDEX, 0))
-            if first < before:
-                target: RunnableConfig = {"configurable": {"thread_id": branch_id, "checkpoint_ns": ""}}
-                versions = found.checkpoint["channel_versions"]
-                await saver.aput(target, found.checkpoint, found.metadata, versions)
-                return first
-        return None
+        latest: tuple[int, CheckpointTuple] | None = None
+        async with aclosing(cast(AsyncGenerator[CheckpointTuple], saver.alist(_thread(session_id)))) as every:
+            async for found in every:
+                first = int(cast(dict[str, Any], found.metadata).get(FIRST_INDEX, 0))
+                if first < before:
+                    latest = first, found
+                    break
+        if latest is None:  # and only now, because the saver lets nobody in while it is being listed
+            return None
+        first, found = latest
+        await saver.aput(_thread(branch_id), found.checkpoint, found.metadata, found.checkpoint["channel_versions"])
+        return first
 
     async def aclose(self) -> None:
         """Close what was opened."""
@@ -114,6 +119,10 @@ class Checkpoints:
         saver: BaseCheckpointSaver[Any] = module.AsyncPostgresSaver(pool, serde=_strict())
         await saver.setup()  # type: ignore[attr-defined]
         return saver
+
+
+def _thread(session_id: str) -> RunnableConfig:
+    return {"configurable": {"thread_id": session_id, "checkpoint_ns": ""}}
 
 
 def _strict() -> JsonPlusSerializer:

@@ -1,5 +1,6 @@
 """Builds the world once, for the app, the command line and the tests. Whatever owns a resource is opened here."""
 
+import importlib
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from services.agent_registry import AgentRegistry
 from services.agent_service import AgentService
 from services.api_key_service import ApiKeyService
 from services.auth_service import AuthService
+from services.idempotency_service import IdempotencyService
 from services.llm_service import LLMService, open_llm_service
 from services.run_recorder import RunRecorder, open_recorder
 from services.run_service import RunService
@@ -40,6 +42,18 @@ class Services:
     recorder: RunRecorder
     sessions: SessionService
     runs: RunService
+    idempotency: IdempotencyService
+    checkpoints: Checkpoints
+
+
+async def _open_records(stack: AsyncExitStack, settings: Settings, database: Database) -> RecordStore:
+    url = settings.storage.session_store_url
+    if url is None:
+        return database.records
+    # An extra: not imported before it is asked for.
+    store = importlib.import_module("core.surreal.store")
+    opened: RecordStore = await stack.enter_async_context(store.open_surreal_store(url))
+    return opened
 
 
 @asynccontextmanager
@@ -63,7 +77,7 @@ async def open_services(
         registry.discover(settings.agents.plugins_dir)
         checkpoints = Checkpoints(settings)
         stack.push_async_callback(checkpoints.aclose)
-        records = database.records
+        records = await _open_records(stack, settings, database)
         recorder = await stack.enter_async_context(open_recorder(records, llm.price))
         agents = AgentService(
             llm, registry, metrics, settings.agents, store=records, recorder=recorder, checkpoints=checkpoints
@@ -84,4 +98,6 @@ async def open_services(
             recorder=recorder,
             sessions=SessionService(records, recorder, checkpoints, registry),
             runs=RunService(records),
+            idempotency=IdempotencyService(database),
+            checkpoints=checkpoints,
         )

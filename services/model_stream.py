@@ -40,7 +40,7 @@ class ModelListener(Protocol):
     def call_finished(self, model: str, usage: Usage | None, finish_reason: str | None) -> None:
         """One model call is over, well or badly. `model` is `provider/name` of what served it.
 
-        `usage` None: the provider did not say. `finish_reason` None: it was cut.
+        `usage` None: the provider did not say, though it came to its end. `finish_reason` None: it was cut.
         """
         ...
 

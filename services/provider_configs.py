@@ -14,7 +14,14 @@ EMBEDDED = ProviderConfig("offline", "offline", "", None, "embedded", "OFFLINE_P
 def found_on_this_machine(server: LocalServer, settings: Settings) -> ProviderConfig:
     """A recognised local server as a provider."""
     return ProviderConfig(
-        server.name, server.vendor, server.base_url, None, "loopback", "the server", deadlines=_deadlines(settings)
+        server.name,
+        server.vendor,
+        server.base_url,
+        None,
+        "loopback",
+        "the server",
+        deadlines=_deadlines(settings),
+        running_usage=server.name == "vllm",
     )
 
 
@@ -70,6 +77,7 @@ def configured_providers(settings: Settings) -> list[ProviderConfig]:
                 server.default_model,
                 deadlines,
                 most,
+                server.running_usage,
             )
         )
     return configs

@@ -21,7 +21,7 @@ router = APIRouter(tags=["completion"])
 
 Caller = Annotated[Principal, Depends(require(Scope.COMPLETION))]
 
-_ERRORS = problem_responses(401, 403, 404, 413, 422, 429, 502, 503, 504)
+_ERRORS = problem_responses(401, 403, 404, 409, 413, 422, 429, 502, 503, 504)
 _TEXT = {"type": "string"}
 #: Of each event, as OpenAPI tools read streams; `data` is one JSON object of the kind that `event` names.
 _EVENT_SCHEMA = {"type": "object", "properties": {"id": _TEXT, "event": _TEXT, "data": _TEXT}, "required": ["data"]}

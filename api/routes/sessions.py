@@ -33,7 +33,7 @@ router = APIRouter(prefix="/api/sessions", tags=["sessions"])
 Caller = Annotated[Principal, Depends(require(Scope.SESSIONS))]
 SessionId = Annotated[str, Path(max_length=128, pattern=r"^[A-Za-z0-9_.:-]+$")]
 _READ = problem_responses(401, 403, 404, 422)
-_WRITE = problem_responses(401, 403, 404, 409, 422)
+_WRITE = problem_responses(401, 403, 404, 409, 413, 422)
 
 
 @router.post("", responses=_WRITE, status_code=201)

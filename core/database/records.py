@@ -3,21 +3,30 @@
 from collections.abc import Awaitable, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from core.database import record_scripts as scripts
 from core.database.record_writer import RecordWriter
 from core.database.unit_of_work import UnitOfWork
 from domain.runs import NewMessage, RunBegun, RunEnd, RunStart
 
-if TYPE_CHECKING:
-    from core.database.engine import Database
+
+class Units(Protocol):
+    """Whoever opens transactions: the database."""
+
+    def unit_of_work(self) -> AbstractAsyncContextManager[UnitOfWork]:
+        """One that may write."""
+        ...
+
+    def reading(self) -> AbstractAsyncContextManager[UnitOfWork]:
+        """One that only reads."""
+        ...
 
 
 class SqlRecords:
     """`domain.ports.RecordStore` over the database."""
 
-    def __init__(self, database: "Database", writer: RecordWriter) -> None:
+    def __init__(self, database: Units, writer: RecordWriter) -> None:
         self._database = database
         self.writer = writer
 

@@ -8,6 +8,7 @@ from core.database.repositories.credentials import (
     LoginFailureRepository,
     RefreshTokenRepository,
 )
+from core.database.repositories.idempotency import IdempotencyRepository
 from core.database.repositories.runs import RunRepository
 from core.database.repositories.sessions import (
     ModelCallRepository,
@@ -32,3 +33,4 @@ class UnitOfWork:
         self.simple_messages = SimpleMessageRepository(connection)
         self.runs = RunRepository(connection)
         self.model_calls = ModelCallRepository(connection)
+        self.idempotency_keys = IdempotencyRepository(connection)

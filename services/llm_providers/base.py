@@ -25,6 +25,7 @@ class ProviderConfig:
     default_model: str | None = None
     deadlines: Deadlines = field(default_factory=Deadlines)
     max_connections: int = 200
+    running_usage: bool = False  # tells what it has counted with every piece, when asked to (vLLM)
 
 
 @dataclass(frozen=True, slots=True)

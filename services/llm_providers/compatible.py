@@ -22,6 +22,7 @@ class Provider(BaseProvider):
             model=name,
             routeur_id=f"{self.config.name}/{name}",
             provider_client=self.client,
+            running_usage=self.config.running_usage,
             fallbacks=cast(list[RoutedChat], fallbacks),
             **given(
                 parameters, temperature="temperature", max_tokens="max_tokens", top_p="top_p", stop="stop", seed="seed"

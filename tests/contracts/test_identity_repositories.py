@@ -10,8 +10,7 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from pydantic import SecretStr
-from sqlalchemy import Connection, make_url, text
-from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy import Connection, text
 
 from config.settings import Settings, SettingsError, StorageSettings
 from core.database import tables
@@ -19,7 +18,8 @@ from core.database.engine import Database, open_database
 from domain.auth import Scope
 from domain.errors import Conflict, Unavailable
 from domain.users import ApiKey, RefreshToken, User
-from tests.engines import ENGINES, POSTGRES_URL
+from tests.contracts.storage import new_storage
+from tests.engines import ENGINES
 
 pytestmark = pytest.mark.anyio
 
@@ -29,20 +29,8 @@ NOW = datetime(2026, 11, 20, 12, 0, 0, 123456, tzinfo=UTC)
 @pytest.fixture(params=ENGINES)
 async def storage(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Settings]:
     """An empty database of that engine."""
-    if request.param == "sqlite":
-        yield Settings(storage=StorageSettings(data_dir=tmp_path))
-        return
-    assert POSTGRES_URL is not None
-    name = f"test_{uuid.uuid4().hex}"
-    server = make_url(POSTGRES_URL).set(drivername="postgresql+psycopg")
-    admin = create_async_engine(server, isolation_level="AUTOCOMMIT")
-    async with admin.connect() as connection:
-        await connection.execute(text(f"CREATE DATABASE {name}"))
-    url = make_url(POSTGRES_URL).set(database=name).render_as_string(hide_password=False)
-    yield Settings(storage=StorageSettings(data_dir=tmp_path, database_url=SecretStr(url)))
-    async with admin.connect() as connection:
-        await connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
-    await admin.dispose()
+    async with new_storage(request.param, tmp_path) as settings:
+        yield settings
 
 
 @pytest.fixture

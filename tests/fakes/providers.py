@@ -57,7 +57,7 @@ class FakeProvider:
         self.calls = 0
         self.abort_seen = asyncio.Event()
         self.begun = asyncio.Event()
-        self.tokens_served = 0
+        self.ledger: list[tuple[int, int]] = []  # input and output tokens of each call, as the provider counts them
 
     def then(self, *replies: Reply) -> "FakeProvider":
         """Answer the next calls like that."""
@@ -139,8 +139,9 @@ class FakeProvider:
         if reply.fault == "gzip":
             await _respond(send, 200, b"\x1f\x8b" + b"0" * 50, {"content-encoding": "gzip"})
             return
-        self.tokens_served += INPUT + OUTPUT
+        self.ledger.append((INPUT, 0))
         if not streamed:
+            self.ledger[-1] = (INPUT, OUTPUT if path == "/api/chat" else len(reply.words))
             await self._whole(path, asked, reply, send)
             return
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})
@@ -149,11 +150,17 @@ class FakeProvider:
             if path == "/api/chat"
             else _openai_frames(asked, reply, mistral="mistral" in path)
         )
+        failed = False
         for number, frame in enumerate(frames):
+            failed = failed or b'"error"' in frame  # what it still says then is not charged
             if reply.fault == "hang_between" and number == 3:
                 await asyncio.Event().wait()
             if reply.fault == "cut" and number == 4:
                 return
+            if b'"completion_tokens":' in frame and not failed:
+                self.ledger[-1] = (INPUT, _completion_tokens(frame))
+            elif path == "/api/chat" and b'"eval_count":' in frame:
+                self.ledger[-1] = (INPUT, OUTPUT)
             if reply.fault == "crlf":
                 frame = frame.replace(b"\n", b"\r\n")
             if reply.fault == "cr" and path != "/api/chat":
@@ -222,11 +229,16 @@ async def _respond(send: Any, status: int, body: bytes, headers: dict[str, str] 
     await send({"type": "http.response.body", "body": body})
 
 
-def _usage(reply: Reply) -> dict[str, Any]:
+def _completion_tokens(frame: bytes) -> int:
+    return int(orjson.loads(frame.removeprefix(b"data: "))["usage"]["completion_tokens"])
+
+
+def _usage(reply: Reply, written: int | None = None) -> dict[str, Any]:
+    written = len(reply.words) if written is None else written
     return {
         "prompt_tokens": -5 if reply.fault == "usage_negative" else INPUT,
-        "completion_tokens": OUTPUT,
-        "total_tokens": INPUT + OUTPUT,
+        "completion_tokens": written,
+        "total_tokens": INPUT + written,
         "prompt_tokens_details": {"cached_tokens": 4},
         "completion_tokens_details": {"reasoning_tokens": 2},
     }
@@ -277,7 +289,11 @@ def _openai_frames(asked: dict[str, Any], reply: Reply, *, mistral: bool) -> lis
         for part in (arguments[:half], arguments[half:]):
             frames.append(delta({"tool_calls": [{"index": 0, "function": {"arguments": part}}]}))
     else:
-        frames += [delta({"content": word}) for word in reply.words]
+        running = (asked.get("stream_options") or {}).get("continuous_usage_stats")
+        frames += [
+            delta({"content": word}, **({"usage": _usage(reply, number)} if running else {}))
+            for number, word in enumerate(reply.words, 1)
+        ]
     if reply.fault == "malformed":
         frames.insert(5, b'data: {"choices": [{"del\n\n')
     if reply.fault == "invalid_utf8":

@@ -165,7 +165,13 @@ OPERATIONS = [
     ("GET", "/auth/me"), ("POST", "/auth/keys"), ("GET", "/auth/keys"), ("DELETE", "/auth/keys/{key_id}"),
     ("POST", "/users"), ("GET", "/users"), ("GET", "/users/{user_id}"), ("PATCH", "/users/{user_id}"),
     ("DELETE", "/users/{user_id}"), ("GET", "/health"), ("GET", "/ready"), ("GET", "/metrics"),
-    ("GET", "/.well-known/jwks.json"), ("POST", "/auth/logout"),
+    ("GET", "/.well-known/jwks.json"), ("POST", "/auth/logout"), ("POST", "/api/sessions"), ("GET", "/api/sessions"),
+    ("GET", "/api/sessions/{session_id}"), ("PATCH", "/api/sessions/{session_id}"),
+    ("DELETE", "/api/sessions/{session_id}"), ("GET", "/api/sessions/{session_id}/messages"),
+    ("POST", "/api/sessions/{session_id}/messages"), ("GET", "/api/sessions/{session_id}/messages/raw"),
+    ("GET", "/api/sessions/{session_id}/usage"), ("POST", "/api/sessions/{session_id}/branch"),
+    ("GET", "/api/sessions/{session_id}/export"), ("GET", "/api/runs"), ("GET", "/api/runs/{run_id}"),
+    ("GET", "/api/agents/{agent_id}/runs"), ("GET", "/api/agents/{agent_id}/runs/{run_id}"), ("GET", "/api/stats"),
 ]  # fmt: skip
 
 

@@ -1,16 +1,18 @@
 """An answer while it arrives: pieces in, one AIMessage out."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
-from langchain_core.messages import AIMessage, InvalidToolCall, ToolCall
+from langchain_core.messages import AIMessage, BaseMessage, InvalidToolCall, ToolCall
 from langchain_core.messages.ai import InputTokenDetails, OutputTokenDetails, UsageMetadata
 from uuid_utils import uuid7
 
 from domain.enums import FinishReason
 from domain.usage import Usage
 
+_CHARS_PER_TOKEN, _TOKENS_PER_MESSAGE = 4, 4  # OpenAI's own rule of thumb
 _FINISH = {reason.value: reason.value for reason in FinishReason} | {
     "function_call": FinishReason.TOOL_CALLS.value,
     "model_length": FinishReason.LENGTH.value,  # Mistral
@@ -122,6 +124,18 @@ class Answer:
                     )
                 )
         return calls, invalid
+
+
+def estimated_usage(messages: Sequence[BaseMessage], answer: Answer) -> Usage:
+    """What a call that was cut has spent, as near as can be told when its provider had not said yet.
+
+    Four characters are about one token, and most providers send one token in a piece: the larger count is taken.
+    """
+    asked = sum(len(str(message.text)) // _CHARS_PER_TOKEN + _TOKENS_PER_MESSAGE for message in messages)
+    fragments = [call.arguments for call in answer.calls.values()]
+    characters = sum(map(len, (*answer.texts, *answer.reasonings, *fragments)))
+    written = max(len(answer.texts) + len(answer.reasonings), -(-characters // _CHARS_PER_TOKEN))
+    return Usage(input_tokens=asked, output_tokens=written, total_tokens=asked + written, estimated=True)
 
 
 def usage_metadata(usage: Usage | None) -> UsageMetadata | None:

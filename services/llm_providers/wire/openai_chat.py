@@ -18,6 +18,8 @@ class OpenAIWireChat(CompletionsChat, BaseChatOpenAI):
     """ChatOpenAI's conversions, `bind_tools` and `with_structured_output` over our client; `max_tokens` as servers
     other than OpenAI's own know it."""
 
+    running_usage: bool = False
+
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**{"api_key": _NOT_USED, "use_responses_api": False, "stream_usage": True, **kwargs})
 
@@ -30,7 +32,8 @@ class OpenAIWireChat(CompletionsChat, BaseChatOpenAI):
         self, messages: list[BaseMessage], stop: list[str] | None, *, stream: bool, **kwargs: Any
     ) -> dict[str, Any]:
         if stream:
-            kwargs |= {"stream": True, "stream_options": {"include_usage": True}}
+            options = {"include_usage": True} | ({"continuous_usage_stats": True} if self.running_usage else {})
+            kwargs |= {"stream": True, "stream_options": options}
         payload: dict[str, Any] = self._get_request_payload(messages, stop=stop, **kwargs)
         if not stream:
             payload.pop("stream", None)

@@ -18,7 +18,7 @@ from pydantic import ConfigDict, Field, PrivateAttr
 from uuid_utils import uuid7
 
 from domain.errors import RateLimited, RouteurError, UpstreamFailure, UpstreamTimeout
-from services.llm_providers.wire.answer import Answer, Delta, usage_metadata
+from services.llm_providers.wire.answer import Answer, Delta, estimated_usage, usage_metadata
 from services.model_stream import ModelListener, current_listener
 
 logger = logging.getLogger(__name__)
@@ -195,7 +195,10 @@ class RoutedChat(BaseChatModel):
             raise
         finally:
             if listener is not None and not refused:
-                listener.call_finished(self.routeur_id, answer.usage, answer.finish_reason)
+                usage = answer.usage
+                if usage is None and answer.finish is None:  # cut: budgets must not be escaped by leaving early
+                    usage = estimated_usage(messages, answer)
+                listener.call_finished(self.routeur_id, usage, answer.finish_reason)
 
 
 # LangChain asks for this signature at every call; worked out anew each time it is a tenth of the whole request.

@@ -1,0 +1,1 @@
+"""SurrealDB's only room: sessions and runs in the embedded engine."""
