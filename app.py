@@ -6,8 +6,9 @@ import gc
 # (a fifth of the start), and later every second request.
 gc.set_threshold(50_000, 20, 50)
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
 from typing import Any
 
@@ -68,11 +69,17 @@ def create_app(
             app.state.services = services
             app.state.authenticator = services.auth
             await services.llm.warm_up()
+            sweeping = asyncio.create_task(services.retention.watch(), name="retention")
             if on_ready is not None:
                 on_ready(services, made_up)
             elif made_up is not None:
                 print(f"first admin: {settings.security.admin_username} / {made_up}")  # noqa: T201 - shown once, not logged
-            yield
+            try:
+                yield
+            finally:
+                sweeping.cancel()
+                with suppress(asyncio.CancelledError):
+                    await sweeping
 
     app = FastAPI(
         title="routeur-ia-api",

@@ -90,6 +90,18 @@ def delete_session(session_id: str, user: Whose = None) -> None:
     with_services(work)
 
 
+@sessions.command("sweep")
+def sweep_sessions() -> None:
+    """Delete now what has outlived its period (RETENTION_*); a running server does it by itself."""
+
+    async def work(services: Services) -> None:
+        swept = await services.retention.sweep()
+        more = ", and there is more" if swept.more else ""
+        out.print(f"{swept.sessions} sessions and {swept.keys} idempotency keys deleted{more}")
+
+    with_services(work)
+
+
 @sessions.command("rebuild")
 def rebuild_sessions(
     session_id: Annotated[str | None, typer.Argument(help="Only this one; without it, all of everybody.")] = None,

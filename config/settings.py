@@ -19,6 +19,8 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from domain.enums import SessionKind
+
 MIN_SECRET_BYTES = 32  # HMAC-SHA256 takes keys as long as its output; a shorter one is the weak end of every token
 
 MIN_PASSWORD_CHARS = 8  # NIST SP 800-63B's least; back-off at the door does the rest
@@ -61,6 +63,7 @@ TextList = Annotated[tuple[str, ...], BeforeValidator(_split_list)]
 OptionalSecret = Annotated[SecretStr | None, BeforeValidator(_empty_is_none)]
 OptionalText = Annotated[str | None, BeforeValidator(_empty_is_none)]
 OptionalBool = Annotated[bool | None, BeforeValidator(_empty_is_none)]
+OptionalDays = Annotated[Annotated[float, Field(gt=0, le=36_500)] | None, BeforeValidator(_empty_is_none)]
 OptionalPath = Annotated[Path | None, BeforeValidator(_empty_is_none)]
 
 
@@ -339,6 +342,25 @@ class AgentSettings(_Group):
     )
 
 
+class RetentionSettings(_Group):
+    """For how long conversations are kept, counted from their last use; unset: until their owner deletes them."""
+
+    agent_days: OptionalDays = Field(None, alias="RETENTION_AGENT_DAYS", description="sessions with agents")
+    workflow_days: OptionalDays = Field(None, alias="RETENTION_WORKFLOW_DAYS", description="sessions of workflows")
+    team_days: OptionalDays = Field(None, alias="RETENTION_TEAM_DAYS", description="sessions of teams")
+    sweep_every: float = Field(
+        3_600, alias="RETENTION_SWEEP_EVERY", ge=1, le=86_400, description="seconds between two looks"
+    )
+
+    def periods(self) -> dict[SessionKind, float | None]:
+        """Days by kind; None: for ever."""
+        return {
+            SessionKind.AGENT: self.agent_days,
+            SessionKind.WORKFLOW: self.workflow_days,
+            SessionKind.TEAM: self.team_days,
+        }
+
+
 class RateLimitSettings(_Group):
     """How often the doors may be knocked at."""
 
@@ -369,6 +391,7 @@ class Settings(BaseSettings):
     security: SecuritySettings = SecuritySettings()
     providers: ProviderSettings = ProviderSettings()
     agents: AgentSettings = AgentSettings()
+    retention: RetentionSettings = RetentionSettings()
     rate_limits: RateLimitSettings = RateLimitSettings()
     tracing: TracingSettings = TracingSettings()
 

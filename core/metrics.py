@@ -39,6 +39,9 @@ class Metrics:
             ("model",),
             registry=self.registry,
         )
+        self._swept = Counter(
+            "routeur_swept", "Records deleted because their period was over", ("what",), registry=self.registry
+        )
         # Children are looked up once for each combination: labels() hashes and locks at every call.
         self._children: dict[tuple[str, ...], tuple[Counter, Histogram]] = {}
 
@@ -67,6 +70,10 @@ class Metrics:
             return
         self._tokens.labels(model, "input").inc(usage.input_tokens)
         self._tokens.labels(model, "output").inc(usage.output_tokens)
+
+    def swept(self, what: str, count: int) -> None:
+        """A sweep deleted that many."""
+        self._swept.labels(what).inc(count)
 
     def render(self) -> bytes:
         """The text format that Prometheus reads."""

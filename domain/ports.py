@@ -91,7 +91,7 @@ class SessionRepository(Repository[Session], Protocol):
         """Ids of anybody's sessions above `after`, in order."""
         ...
 
-    async def idle_since(self, moment: datetime, limit: int) -> list[Session]:
+    async def idle_since(self, moment: datetime, limit: int, kind: str | None = None) -> list[Session]:
         """Sessions of anybody not used since `moment` and with no run in progress, the oldest first (retention)."""
         ...
 

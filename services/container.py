@@ -17,6 +17,7 @@ from services.api_key_service import ApiKeyService
 from services.auth_service import AuthService
 from services.idempotency_service import IdempotencyService
 from services.llm_service import LLMService, open_llm_service
+from services.retention_service import RetentionService
 from services.run_recorder import RunRecorder, open_recorder
 from services.run_service import RunService
 from services.session_service import SessionService
@@ -44,6 +45,7 @@ class Services:
     runs: RunService
     idempotency: IdempotencyService
     checkpoints: Checkpoints
+    retention: RetentionService
 
 
 async def _open_records(stack: AsyncExitStack, settings: Settings, database: Database) -> RecordStore:
@@ -83,6 +85,7 @@ async def open_services(
             llm, registry, metrics, settings.agents, store=records, recorder=recorder, checkpoints=checkpoints
         )
         stack.push_async_callback(agents.aclose)
+        idempotency = IdempotencyService(database)
         yield Services(
             settings=settings,
             database=database,
@@ -98,6 +101,7 @@ async def open_services(
             recorder=recorder,
             sessions=SessionService(records, recorder, checkpoints, registry),
             runs=RunService(records),
-            idempotency=IdempotencyService(database),
+            idempotency=idempotency,
             checkpoints=checkpoints,
+            retention=RetentionService(records, checkpoints, idempotency, metrics, settings.retention),
         )

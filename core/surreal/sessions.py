@@ -118,7 +118,7 @@ class SessionRepository(SurrealRepository[Session]):
             found += [row["session_id"] for row in rows]
         return sorted(found)[:limit]
 
-    async def idle_since(self, moment: datetime, limit: int) -> list[Session]:
+    async def idle_since(self, moment: datetime, limit: int, kind: str | None = None) -> list[Session]:
         """Sessions of anybody not used since then and with no run in progress, the oldest first."""
         active = await self._work.rows(
             f"SELECT session_id FROM {RUNS} WHERE run_status IN $active",
@@ -126,7 +126,7 @@ class SessionRepository(SurrealRepository[Session]):
         )
         busy = {row.get("session_id") for row in active}
         found: list[Session] = []
-        for table in SESSIONS.values():
+        for table in SESSIONS.values() if kind is None else [SESSIONS[kind]]:
             found += self._read(await self._work.rows(f"SELECT data FROM {table} WHERE updated_at < $at", at=moment))
         return sorted((one for one in found if one.id not in busy), key=lambda one: one.id)[:limit]
 

@@ -3,6 +3,7 @@
 import asyncio
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import anyio
 import httpx
 import pytest
 
-from config.settings import AgentSettings, ProviderSettings, Settings, StorageSettings
+from config.settings import AgentSettings, ProviderSettings, RetentionSettings, Settings, StorageSettings
+from domain.enums import SessionKind
 from tests.contracts.storage import new_storage
 from tests.engines import ENGINES, POSTGRES_URL
 from tests.fakes.house import House, open_house, parse_events, text_of
@@ -593,3 +595,22 @@ class on_engine:
     async def __aexit__(self, *error: Any) -> None:
         if self._engine != "sqlite":
             await self._context.__aexit__(*error)
+
+
+async def test_what_is_too_old_is_swept_and_counted(open_with: Opener, settings: Settings) -> None:
+    retention = RetentionSettings(agent_days=1)
+    house = await open_with(settings.model_copy(update={"retention": retention}))
+    old, fresh, team = [(await ask(house, "x"))["session_id"] for _ in range(3)]
+    long_ago = datetime.now(UTC) - timedelta(days=3)
+    async with house.services.records.unit_of_work() as work:
+        for number, one in enumerate((old, team)):
+            kept = await work.sessions.find_one(id=one)
+            assert kept is not None
+            aged = f"0100000{number}-0000-7000-8000-000000000000"
+            kind = SessionKind.TEAM if one == team else SessionKind.AGENT
+            await work.sessions.create(kept.model_copy(update={"id": aged, "updated_at": long_ago, "kind": kind}))
+    assert (await house.services.retention.sweep()).sessions == 1
+    assert (await house.services.retention.sweep()).sessions == 0
+    left = {one["session_id"] for one in (await house.client.get("/api/sessions")).json()["sessions"]}
+    assert left == {old, fresh, team, "01000001-0000-7000-8000-000000000000"}
+    assert 'routeur_swept_total{what="sessions"} 1.0' in (await house.client.get("/metrics")).text

@@ -86,12 +86,14 @@ class SessionRepository(Repository[Session]):
         query = select(self.table.c.id).where(self.table.c.id > after).order_by(self.table.c.id).limit(limit)
         return list((await self._connection.execute(query)).scalars())
 
-    async def idle_since(self, moment: datetime, limit: int) -> list[Session]:
+    async def idle_since(self, moment: datetime, limit: int, kind: str | None = None) -> list[Session]:
         """Sessions of anybody not used since then, the oldest first; none with a run in progress."""
         runs = tables.runs
         busy = exists().where(runs.c.session_id == self.table.c.id, runs.c.status.in_(sorted(ACTIVE)))
         # Ids begin with the time they were made: what was made later cannot be idle for that long. No index is needed.
-        conditions = (self.table.c.id < _first_id(moment), self.table.c.updated_at < moment, ~busy)
+        conditions = [self.table.c.id < _first_id(moment), self.table.c.updated_at < moment, ~busy]
+        if kind is not None:
+            conditions.append(self.table.c.kind == kind)
         return await self.find_many(*conditions, order_by=[self.table.c.id.asc()], limit=limit)
 
     async def _latest(self, limit: int, after: Cursor | None, *conditions: ColumnElement[bool]) -> list[Session]:
