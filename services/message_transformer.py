@@ -348,4 +348,4 @@ def _role_of(data: Any) -> str:
         return "system"
     said = data.get("role") or _LANGCHAIN_ROLES.get(str(data.get("type")))
     said = said or {"request": "user", "response": "assistant"}.get(str(data.get("kind")))
-    return said if said in _ROLES else "system"
+    return said if isinstance(said, str) and said in _ROLES else "system"
