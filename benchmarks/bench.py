@@ -17,8 +17,9 @@ from benchmarks.dialects import OPENAI, OPENAI_STREAM, Dialect
 from benchmarks.processes import Server, ServerFailed, spare_cores, started
 from benchmarks.speech import FIRST_WORD
 
-Subject = Literal["ours", "relay"]
+Subject = Literal["ours", "relay", "unrecorded"]
 
+UNRECORDED = (sys.executable, "-m", "benchmarks.unrecorded")
 SERVE = (str(Path(sys.executable).with_name("routeur")), "serve")
 _REQUEST_LIMIT = 60.0  # seconds for one answer, however long the stream
 _IDLE_WATCH, _IDLE_SHARE, _IDLE_LIMIT = 0.3, 0.02, 20.0  # seconds, share of a processor, seconds
@@ -83,7 +84,8 @@ class Bench:
             return
         password = secrets.token_urlsafe(24)
         environment = {**_ENVIRONMENT, "OPENAI_BASE_URL": upstream, "ADMIN_PASSWORD": password}
-        async with started("ours", lambda _port: SERVE, environment, self._core) as server:
+        command = UNRECORDED if subject == "unrecorded" else SERVE
+        async with started(subject, lambda _port: command, environment, self._core) as server:
             headers = await self._log_in(server, password)
             await _idle(server)
             yield Target(server, is_relay=False, headers=headers)

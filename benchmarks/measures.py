@@ -38,6 +38,7 @@ def measurement(bench: Bench, pair: Pair, scenario: Scenario) -> Measurement:
     """The measurement of a scenario on two running servers."""
     kinds: dict[Measure, Callable[[Bench, Pair, Scenario], Measurement]] = {
         "cpu_per_request": Cpu,
+        "recording": Recording,
         "cpu_per_chunk": Cpu,
         "added_latency": AddedLatency,
         "memory_per_stream": MemoryPerStream,
@@ -81,6 +82,26 @@ class Cpu:
         if scenario.measure == "cpu_per_chunk":
             return used / (requests * scenario.speech.tokens) * 1e6
         return used / requests * 1e3
+
+
+class Recording:
+    """What being written down adds to a request: our server's CPU, less that of one whose store keeps nothing (ms)."""
+
+    passed: bool | None = None
+    note = ""
+
+    def __init__(self, bench: Bench, pair: Pair, scenario: Scenario) -> None:
+        self._bench = bench
+        self._recorded = Cpu(bench, pair, scenario)
+        self._relay, _ = pair
+        self._scenario = scenario
+
+    async def round(self) -> tuple[float, float]:
+        relay, ours = await self._recorded.round()
+        async with self._bench.fresh("unrecorded") as without:
+            _, bare = await Cpu(self._bench, (self._relay, without), self._scenario).round()
+        self.note = f"{ours:.2f} ms recorded, {bare:.2f} ms not, in the last round"
+        return relay, max(ours - bare, 0.0)
 
 
 class AddedLatency:

@@ -9,10 +9,11 @@ from typing import Literal
 from benchmarks.dialects import AGENT, AGENT_STREAM, Dialect
 from benchmarks.speech import Speech, speech_of
 
-Measure = Literal["cpu_per_request", "cpu_per_chunk", "added_latency", "memory_per_stream", "waves"]
+Measure = Literal["cpu_per_request", "recording", "cpu_per_chunk", "added_latency", "memory_per_stream", "waves"]
 
 UNITS: dict[Measure, str] = {
     "cpu_per_request": "ms",
+    "recording": "ms",
     "cpu_per_chunk": "µs",
     "added_latency": "ms",
     "memory_per_stream": "KB",
@@ -86,6 +87,18 @@ SCENARIOS: tuple[Scenario, ...] = (
         relay_requests=3_200,
         at_once=8,
         target=10,
+    ),
+    Scenario(
+        name="recording",
+        path="agent: CPU that recording adds to a request",
+        measure="recording",
+        model="bench-20",
+        dialect=AGENT,
+        requests=800,
+        relay_requests=1_600,
+        at_once=8,
+        rounds=5,
+        target=2,
     ),
     Scenario(
         name="burst",

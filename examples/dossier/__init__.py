@@ -1,0 +1,1 @@
+"""A notary's dossiers: business tables of its own, linked to runs by metadata alone."""
