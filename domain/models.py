@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from domain.agents import AGENT_ID_PATTERN, MODEL_ID_PATTERN, ModelParameters
 from domain.enums import FinishReason
@@ -12,7 +12,10 @@ from domain.text import clean_text
 from domain.usage import Price, Usage
 
 MetadataKey = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
-MetadataValue = Annotated[str, Field(max_length=512)] | int | float | bool | None
+MetadataText = Annotated[str, Field(max_length=512), AfterValidator(clean_text)]
+MetadataInt = Annotated[int, Field(ge=-(2**63), lt=2**63)]  # what every store and every JSON reader can hold
+MetadataFloat = Annotated[float, Field(allow_inf_nan=False)]
+MetadataValue = MetadataText | MetadataInt | MetadataFloat | bool | None
 
 
 class CompletionRequest(BaseModel):

@@ -54,6 +54,8 @@ class Price(BaseModel):
         return dollars / 1_000_000
 
 
+MOST_TOKENS = 2**53  # a larger count is no count: no store, and no JSON reader, would hold it
+
 PICO = 10**12  # parts of a dollar; a price of millionths of a dollar per million tokens is still whole
 
 

@@ -300,7 +300,7 @@ class RunStream:
             return
         try:
             # Who stops waiting does not stop the writing.
-            await asyncio.shield(asyncio.ensure_future(self._kept))
+            await asyncio.shield(self._kept)
         except RouteurError as error:
             self._last = replace(self._last, event=self._failed(error))
 

@@ -15,7 +15,7 @@ from domain.enums import Role
 from domain.runs import SimplePart
 from domain.sessions import MessageFormat, RawMessage, SimpleMessage
 from domain.text import clean_text
-from domain.usage import Usage
+from domain.usage import MOST_TOKENS, Usage
 
 _UNKNOWN = "[message of an unknown shape]"
 _LANGCHAIN_ROLES = {
@@ -86,12 +86,12 @@ class MessageTransformer:
         if format == "langchain":
             told = _dict(_dict(data.get("data")).get("response_metadata"))
             name = told.get("routeur_model") or told.get("model_name") or told.get("model")
-            return name if isinstance(name, str) else None
+            return _name(name) if isinstance(name, str) else None
         name = data.get("model_name")
         if format != "pydantic-ai" or not isinstance(name, str):
             return None
         provider = data.get("provider_name")
-        return f"{provider}/{name}" if isinstance(provider, str) and provider else name
+        return _name(f"{provider}/{name}" if isinstance(provider, str) and provider else name)
 
     def usage_of(self, format: MessageFormat, data: Data) -> Usage | None:
         """What the provider reported with one answer; None: nothing, or no answer."""
@@ -325,7 +325,7 @@ def _usage(
 
 
 def _count(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST_TOKENS else None
 
 
 def _dict(value: Any) -> Data:

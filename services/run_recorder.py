@@ -36,7 +36,7 @@ LEASE = timedelta(seconds=30)  # how long a dead process may hold a session, whe
 RENEW_BEFORE = timedelta(seconds=15)
 TICK = 1.0  # seconds between drafts: what a crash may cost of an answer
 REAP_EVERY = 10.0  # seconds between looks for runs of dead processes
-_TITLE_CHARS = 80
+_TITLE_CHARS, _MODEL_CHARS = 80, 200
 
 #: Which process this is: a number may be given to another one, or to the next one of a container.
 _PROCESS = uuid4().hex[:12]
@@ -198,13 +198,13 @@ class Book:
                 session_id=self.session_id,
                 agent=self._start.agent,
                 status=_STATUS[type(terminal)],
-                model=run.model,
+                model=clean_text(run.model)[:_MODEL_CHARS],
                 output=clean_text(output) if output else ("" if finished else None),
                 finish_reason=terminal.finish_reason.value if isinstance(terminal, RunFinished) else None,
                 error_code=code,
                 error_message=message,
                 messages=messages,
-                calls=[CallCost(call.model, call.usage, None) for call in run.calls],
+                calls=[CallCost(clean_text(call.model)[:_MODEL_CHARS], call.usage, None) for call in run.calls],
                 events=run.story.dump(),
                 first_seq=1,
                 last_seq=run.story.last_seq,

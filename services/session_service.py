@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 
-import orjson
 from uuid_utils import uuid7
 
 from domain.auth import Principal
@@ -38,6 +37,7 @@ from domain.sessions import (
     SimpleMessageList,
 )
 from domain.text import clean_text, one_line
+from services.agent_messages import to_json
 from services.message_transformer import MessageTransformer
 from services.run_recorder import RunRecorder
 
@@ -430,12 +430,11 @@ class SessionService:
         return self._foreign_message("message", data, now)
 
     def _foreign_message(self, form: MessageFormat, data: dict[str, Any], now: datetime) -> NewMessage:
-        text = clean_text(orjson.dumps(data).decode())
-        return NewMessage(form, text, self._transformer.simple_parts(form, data), now)
+        return NewMessage(form, to_json(data), self._transformer.simple_parts(form, data), now)
 
     def _copied(self, raw: RawMessage) -> NewMessage:
         parts = self._transformer.simple_parts(raw.format, raw.message_data)
-        return NewMessage(raw.format, orjson.dumps(raw.message_data).decode(), parts, raw.timestamp)
+        return NewMessage(raw.format, to_json(raw.message_data), parts, raw.timestamp)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from core.database.record_scripts import Codec, Row, Script, Values, to_pyformat
-from core.database.record_writer import Job, T, cannot_write, run_batch, stopping, tell
+from core.database.record_writer import UNFIT, Job, T, cannot_write, run_batch, stopping, tell
 
 MAX_BATCH = 200  # scripts in one transaction
 _TRIES = 5  # a restarting server is tried again, for about six seconds in all; so is a deadlock
@@ -102,11 +102,15 @@ class PostgresWriter:
 class PostgresDriver:
     """psycopg, with the same scripts: `:name` becomes `%(name)s`."""
 
-    codec = Codec("postgresql")
-
     def __init__(self, url: str) -> None:
+        self.codec = Codec("postgresql")
         psycopg = importlib.import_module("psycopg")
-        self.integrity: type[Exception] = psycopg.IntegrityError
+        self.rejects: tuple[type[Exception], ...] = (
+            psycopg.IntegrityError,
+            psycopg.DataError,
+            psycopg.ProgrammingError,
+            *UNFIT,
+        )
         self._connection = psycopg.connect(url, autocommit=True)
         self._translated: dict[str, str] = {}
 

@@ -7,7 +7,6 @@ would cost more than the database), the repositories run the same ones inside a 
 
 import re
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
@@ -39,17 +38,20 @@ _ACTIVE = ", ".join(f"'{status.value}'" for status in sorted(ACTIVE))
 LOST_CODE, LOST_MESSAGE = "run_lost", "The process that ran it is gone."
 
 
-@dataclass(frozen=True, slots=True)
 class Codec:
     """How an engine's driver wants its values."""
 
-    dialect: str
+    def __init__(self, dialect: str) -> None:
+        self.dialect = dialect
+        self._last: tuple[datetime | None, str] = (None, "")  # one moment is written many times
 
     def moment(self, value: datetime | None) -> Any:
         """A moment: SQLite keeps text in UTC, as SQLAlchemy writes and reads it."""
         if value is None or self.dialect != "sqlite":
             return value
-        return value.astimezone(UTC).replace(tzinfo=None).isoformat(" ", "microseconds")
+        if value is not self._last[0]:
+            self._last = (value, value.astimezone(UTC).replace(tzinfo=None).isoformat(" ", "microseconds"))
+        return self._last[1]
 
 
 def _insert(table: str, *columns: str) -> str:

@@ -11,11 +11,13 @@ from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
 from core.database.record_scripts import Codec, Row, Script, Values, session_busy
-from domain.errors import Conflict, RouteurError, Unavailable
+from domain.errors import Conflict, InternalError, RouteurError, Unavailable
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+UNFIT = (OverflowError, TypeError, ValueError)  # what Python itself raises for a value that no column can hold
 
 
 class Driver(Protocol):
@@ -24,7 +26,10 @@ class Driver(Protocol):
     @property
     def codec(self) -> Codec: ...
     @property
-    def integrity(self) -> type[Exception]: ...
+    def rejects(self) -> tuple[type[Exception], ...]:
+        """What it raises for a statement that is wrong by itself; everything else is a fault of the connection."""
+        ...
+
     def execute(self, sql: str, values: Values) -> list[Row]: ...
     def execute_many(self, sql: str, values: list[Values]) -> None: ...
     def begin(self) -> None: ...
@@ -68,10 +73,11 @@ def run_batch(driver: Driver, jobs: list[Job]) -> None:
         the driver's errors: the transaction could not be done; nothing of it is kept.
     """
     driver.begin()
+    own_faults: tuple[type[Exception], ...] = (*driver.rejects, RouteurError)
     try:
         for job in jobs:
             job.result = run_script(driver, job.script(driver.codec))
-    except (driver.integrity, RouteurError) as error:
+    except own_faults as error:
         driver.rollback()
         if len(jobs) == 1:
             jobs[0].result = _failure(error)
@@ -85,10 +91,11 @@ def run_batch(driver: Driver, jobs: list[Job]) -> None:
 
 def _run_apart(driver: Driver, job: Job) -> None:
     """One job in a savepoint of its own: it may fail without the others."""
+    own_faults: tuple[type[Exception], ...] = (*driver.rejects, RouteurError)
     driver.execute("SAVEPOINT job", {})
     try:
         job.result = run_script(driver, job.script(driver.codec))
-    except (driver.integrity, RouteurError) as error:
+    except own_faults as error:
         job.result = _failure(error)
         driver.execute("ROLLBACK TO SAVEPOINT job", {})
     driver.execute("RELEASE SAVEPOINT job", {})
@@ -139,7 +146,10 @@ def stopping() -> Unavailable:
 
 
 def as_conflict(error: Exception) -> RouteurError:
-    """A broken law of the tables as a failure of the caller's."""
+    """A broken law of the tables as a failure of the caller's; anything else that is wrong with a value is ours."""
+    if "IntegrityError" not in {kind.__name__ for kind in type(error).__mro__}:
+        logger.error("a record was rejected", exc_info=error)
+        return InternalError("This could not be recorded.")
     if "uq_runs_one_active" in str(error) or "runs.session_id" in str(error):
         return session_busy()
     return Conflict("That already exists, or what it belongs to does not.")

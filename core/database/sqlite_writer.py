@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from core.database.record_scripts import Codec, Row, Script, Values
-from core.database.record_writer import Job, T, cannot_write, run_batch, stopping, tell
+from core.database.record_writer import UNFIT, Job, T, cannot_write, run_batch, stopping, tell
 
 MAX_BATCH = 50  # scripts in one transaction: about 5 ms of the loop
 LINGER = 0.002  # seconds that a batch waits for company, when the one before it had some
@@ -134,26 +134,27 @@ def _is_busy(error: sqlite3.Error) -> bool:
 class SqliteDriver:
     """The standard library's sqlite3; its statements are cached and its values bound by name."""
 
-    codec = Codec("sqlite")
-    integrity = sqlite3.IntegrityError
+    rejects = (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.ProgrammingError, sqlite3.InterfaceError, *UNFIT)
 
     def __init__(self, path: Path) -> None:
         self._connection = sqlite3.connect(path, timeout=0, isolation_level=None, cached_statements=256)
         # Without `temp_store` each statement that might have to be undone writes a file of its own.
         for pragma in ("synchronous=NORMAL", "foreign_keys=ON", "wal_autocheckpoint=0", "temp_store=MEMORY"):
             self._connection.execute(f"PRAGMA {pragma}")
+        self.codec = Codec("sqlite")
+        self._cursor = self._connection.cursor()
 
     def execute(self, sql: str, values: Values) -> list[Row]:
         """Run it; the rows it gives."""
-        cursor = self._connection.execute(sql, values)
+        cursor = self._cursor.execute(sql, values)
         return cursor.fetchall() if cursor.description else [(cursor.rowcount,)]
 
     def execute_many(self, sql: str, values: list[Values]) -> None:
         """Run it once for each."""
         if len(values) == 1:
-            self._connection.execute(sql, values[0])
+            self._cursor.execute(sql, values[0])
         else:
-            self._connection.executemany(sql, values)
+            self._cursor.executemany(sql, values)
 
     def begin(self) -> None:
         """Take the write lock at once: a reader that turns writer later cannot wait, it fails."""

@@ -534,3 +534,13 @@ def _id_of(moment: datetime) -> str:
     """A UUIDv7 as it would have been made then."""
     stamp = f"{int(moment.timestamp() * 1_000):012x}"
     return f"{stamp[:8]}-{stamp[8:]}-{str(uuid7())[14:]}"
+
+
+@pytest.mark.parametrize("word", ["a\\u0000b", "🏳️‍🌈", "'; DROP TABLE runs; --", "dossier:abc123", "x" * 500], ids=repr)
+async def test_strange_words_are_words(store: RecordStore, word: str) -> None:
+    told = word.replace("\\u0000", "")  # the border cleans what a caller sends
+    begun = await ran(store, start(metadata={"k": told}, input=told, title=told[:80]), output=told)
+    async with store.reading() as work:
+        found = await work.runs.find_runs(RunFilter("ada", metadata={"k": told}))
+        assert [one.id for one in found] == [begun.id]
+        assert (found[0].input, found[0].output, found[0].metadata) == (told, told, {"k": told})

@@ -10,7 +10,7 @@ from langchain_core.messages.ai import InputTokenDetails, OutputTokenDetails, Us
 from uuid_utils import uuid7
 
 from domain.enums import FinishReason
-from domain.usage import Usage
+from domain.usage import MOST_TOKENS, Usage
 
 _CHARS_PER_TOKEN, _TOKENS_PER_MESSAGE = 4, 4  # OpenAI's own rule of thumb
 _FINISH = {reason.value: reason.value for reason in FinishReason} | {
@@ -156,4 +156,4 @@ def usage_metadata(usage: Usage | None) -> UsageMetadata | None:
 
 def counted(value: Any) -> int | None:
     """A count as a provider wrote it; None when it is no count."""
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST_TOKENS else None
