@@ -61,8 +61,17 @@ class Reply:
 class Bench:
     """Everything that a measure needs. The reference is the relay, the subject is what is compared to it."""
 
-    def __init__(self, client: aiohttp.ClientSession, provider: Target, subject: Subject, core: Sequence[int]) -> None:
+    def __init__(
+        self,
+        client: aiohttp.ClientSession,
+        provider: Target,
+        subject: Subject,
+        core: Sequence[int],
+        stack: AsyncExitStack,
+    ) -> None:
         self.provider = provider
+        self._stack = stack
+        self._kept: dict[Subject, Target] = {}
         self._client = client
         self._subject: Subject = subject
         self._core = core
@@ -72,6 +81,12 @@ class Bench:
         """A fresh relay and a fresh subject."""
         async with self.fresh("relay") as reference, self.fresh(self._subject) as subject:
             yield reference, subject
+
+    async def kept(self, subject: Subject) -> Target:
+        """One more server, the same at every call; it ends with the bench."""
+        if subject not in self._kept:
+            self._kept[subject] = await self._stack.enter_async_context(self.fresh(subject))
+        return self._kept[subject]
 
     @asynccontextmanager
     async def fresh(self, subject: Subject) -> AsyncIterator[Target]:
@@ -157,8 +172,9 @@ async def open_bench(subject: Subject) -> AsyncIterator[Bench]:
             timeout=aiohttp.ClientTimeout(total=_REQUEST_LIMIT),
             cookie_jar=aiohttp.DummyCookieJar(),
         ) as client,
+        AsyncExitStack() as stack,
     ):
-        yield Bench(client, Target(provider, is_relay=True), subject, core)
+        yield Bench(client, Target(provider, is_relay=True), subject, core, stack)
 
 
 async def _idle(server: Server) -> None:

@@ -95,9 +95,9 @@ SCENARIOS: tuple[Scenario, ...] = (
         model="bench-20",
         dialect=AGENT,
         requests=800,
-        relay_requests=1_600,
+        relay_requests=800,
         at_once=8,
-        rounds=5,
+        rounds=7,
         target=2,
     ),
     Scenario(

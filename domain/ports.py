@@ -195,7 +195,9 @@ class RecordStore(Protocol):
         ...
 
     async def begin_run(self, start: RunStart) -> RunBegun:
-        """Store the run with what it was asked (and its session, when new); durable when it returns.
+        """Store the run with what it was asked (and its session, when new).
+
+        When it returns, it survives the death of the process; that of the machine, with its end at the latest.
 
         Raises:
             NotFound: the owner has no such session.

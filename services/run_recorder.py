@@ -76,7 +76,7 @@ class RunRecorder:
         self.worker = f"{self.host}:{os.getpid()}:{_PROCESS}"
 
     async def begin(self, asked: Asked) -> "Book":
-        """Write down that a run begins, and what it was asked; durable when this returns.
+        """Write down that a run begins, and what it was asked; from then on a crash of this process loses nothing.
 
         Raises:
             NotFound: the caller has no such session.

@@ -30,8 +30,8 @@ class PostgresWriter:
         self.batches = 0
         self.written = 0
 
-    def submit(self, script: Callable[[Codec], Script[T]]) -> "asyncio.Future[T]":
-        """Queue a script; see `RecordWriter`."""
+    def submit(self, script: Callable[[Codec], Script[T]], *, flush: bool = True) -> "asyncio.Future[T]":
+        """Queue a script; see `RecordWriter`. The server flushes at every commit."""
         future: asyncio.Future[T] = self._loop.create_future()
         if self._closed:
             future.set_exception(stopping())
@@ -40,7 +40,7 @@ class PostgresWriter:
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name="record-writer", daemon=True)
             self._thread.start()
-        self._jobs.put(Job(script, future))
+        self._jobs.put(Job(script, future, flush))
         return future
 
     async def aclose(self) -> None:

@@ -40,9 +40,10 @@ class Driver(Protocol):
 class Job:
     """A script, and who waits for it."""
 
-    __slots__ = ("future", "result", "script")
+    __slots__ = ("flush", "future", "result", "script")
 
-    def __init__(self, script: Callable[[Codec], Script[Any]], future: "asyncio.Future[Any]") -> None:
+    def __init__(self, script: Callable[[Codec], Script[Any]], future: "asyncio.Future[Any]", flush: bool) -> None:
+        self.flush = flush
         self.script = script
         self.future = future
         self.result: Any = None
@@ -51,8 +52,12 @@ class Job:
 class RecordWriter(Protocol):
     """Writes scripts in batches."""
 
-    def submit(self, script: Callable[[Codec], Script[T]]) -> "asyncio.Future[T]":
+    def submit(self, script: Callable[[Codec], Script[T]], *, flush: bool = True) -> "asyncio.Future[T]":
         """Queue a script. It will be done even if nobody waits; awaited, it gives what the script gives, once durable.
+
+        Args:
+            flush: False for what nobody is told of yet: it is committed, and survives the death of the process; the
+                next flush makes it survive the death of the machine.
 
         Raises (when awaited):
             RouteurError: as the script raises.

@@ -39,8 +39,11 @@ class SqlRecords:
         return self._database.reading()
 
     async def begin_run(self, start: RunStart) -> RunBegun:
-        """Store the run with what it was asked; durable when it returns."""
-        return await self.writer.submit(lambda codec: scripts.begin_run(codec, start))
+        """Store the run with what it was asked: it survives this process from now on, and is flushed with its end.
+
+        Until then nobody has been told of it, and a model call waits for one flush of the disk less.
+        """
+        return await self.writer.submit(lambda codec: scripts.begin_run(codec, start), flush=False)
 
     def end_run(self, end: RunEnd) -> Awaitable[bool]:
         """Store how it ended; done even if nobody waits."""
@@ -57,7 +60,7 @@ class SqlRecords:
 
     async def renew(self, drafts: dict[str, str | None], lease_until: datetime) -> None:
         """Prolong leases, keep drafts."""
-        await self.writer.submit(lambda codec: scripts.renew(codec, drafts, lease_until))
+        await self.writer.submit(lambda codec: scripts.renew(codec, drafts, lease_until), flush=False)
 
     async def lose_dead_runs(self, now: datetime, dead: frozenset[str]) -> int:
         """End the runs of processes that are gone."""

@@ -22,6 +22,7 @@ from core.database.record_writer import UNFIT, Job, T, cannot_write, run_batch, 
 
 MAX_BATCH = 50  # scripts in one transaction: about 5 ms of the loop
 LINGER = 0.002  # seconds that a batch waits for company, when the one before it had some
+FLUSH_WITHIN = 0.05  # seconds after which what nobody waits for is flushed, when nothing else has done it
 _BUSY_PAUSE = 0.003  # seconds until the write lock is asked for again, while another connection has it
 _BUSY_LIMIT = 10.0  # seconds after which it is given up
 _CHECKPOINT_EVERY = (
@@ -42,20 +43,21 @@ class SqliteWriter:
         self._busy_since: float | None = None
         self._idle = asyncio.Event()
         self._idle.set()
+        self._unflushed: asyncio.TimerHandle | None = None
         self._closed = False
         self._since_checkpoint = 0
         self._disk = _Disk(path, self._loop, self._flushed, self._checkpointed)
         self.batches = 0
         self.written = 0
 
-    def submit(self, script: Callable[[Codec], Script[T]]) -> "asyncio.Future[T]":
+    def submit(self, script: Callable[[Codec], Script[T]], *, flush: bool = True) -> "asyncio.Future[T]":
         """Queue a script; see `RecordWriter`."""
         future: asyncio.Future[T] = self._loop.create_future()
         if self._closed:
             future.set_exception(stopping())
             future.exception()  # said to be seen, as in `tell`
             return future
-        self._queue.append(Job(script, future))
+        self._queue.append(Job(script, future, flush))
         self._idle.clear()
         self._schedule()
         return future
@@ -64,6 +66,10 @@ class SqliteWriter:
         """Write what is queued, then stop."""
         self._closed = True
         await self._idle.wait()
+        if self._unflushed is not None:
+            self._idle.clear()
+            self._flush([])
+            await self._idle.wait()
         await asyncio.to_thread(self._disk.close)
         self._driver.close()
 
@@ -93,18 +99,35 @@ class SqliteWriter:
             return
         self._busy_since = None
         self._company = len(jobs) > 1
-        self._flushing = True
         self._since_checkpoint += len(jobs)
+        self.batches += 1
+        self.written += len(jobs)
+        waiting = [job for job in jobs if job.flush]
+        if waiting or self._since_checkpoint >= _CHECKPOINT_EVERY:
+            self._flush(waiting)
+        elif self._unflushed is None:
+            self._unflushed = self._loop.call_later(FLUSH_WITHIN, self._flush_late)
+        self._done([job for job in jobs if not job.flush], None)
+
+    def _flush(self, jobs: list[Job]) -> None:
+        """Have everything that is committed flushed, and then tell `jobs`."""
+        if self._unflushed is not None:
+            self._unflushed.cancel()
+            self._unflushed = None
         checkpoint = self._since_checkpoint >= _CHECKPOINT_EVERY
         if checkpoint:
             self._since_checkpoint = 0
+        self._flushing = True
         self._disk.flush(jobs, checkpoint=checkpoint)
+
+    def _flush_late(self) -> None:
+        self._unflushed = None
+        if not self._flushing:  # else one is under way that began after the commit, or the next batch brings one
+            self._flush([])
 
     def _flushed(self, jobs: list[Job], error: OSError | None, more: bool) -> None:
         """The batch is on the disk, or never will be. `more`: a checkpoint follows, which the next batch waits for."""
         self._flushing = more
-        self.batches += 1
-        self.written += len(jobs)
         self._done(jobs, None if error is None else cannot_write(error, len(jobs)))
 
     def _done(self, jobs: list[Job], failure: Exception | None) -> None:
