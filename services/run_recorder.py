@@ -100,7 +100,12 @@ class RunRecorder:
             worker=self.worker,
             title=one_line(asked.text.strip(), _TITLE_CHARS),
         )
-        return Book(self, start, await self._store.begin_run(start))
+        try:
+            return Book(self, start, await self._store.begin_run(start))
+        except asyncio.CancelledError:
+            # The caller left meanwhile; it is written all the same, and would hold its session until its lease is over.
+            self.end(_never_ran(start, start.session_id, RunStatus.CANCELLED, "run_cancelled", "The caller left."))
+            raise
 
     def follow(self, run: RunStream) -> None:
         """Keep this run's lease alive for as long as somebody holds it."""
@@ -216,31 +221,9 @@ class Book:
     async def abandon(self, error: BaseException) -> None:
         """It could not even start: end it, so that the session is free again."""
         known = error if isinstance(error, RouteurError) else InternalError()
+        end = _never_ran(self._start, self.session_id, RunStatus.FAILED, known.code, known.message)
         with suppress(RouteurError):
-            await asyncio.shield(
-                asyncio.ensure_future(
-                    self._recorder.end(
-                        RunEnd(
-                            id=self.run_id,
-                            owner_id=self._start.owner_id,
-                            session_id=self.session_id,
-                            agent=self._start.agent,
-                            status=RunStatus.FAILED,
-                            model=self._start.model,
-                            output=None,
-                            finish_reason=None,
-                            error_code=known.code,
-                            error_message=known.message,
-                            messages=[],
-                            calls=[],
-                            events="[]",
-                            first_seq=1,
-                            last_seq=0,
-                            completed_at=datetime.now(UTC),
-                        )
-                    )
-                )
-            )
+            await asyncio.shield(self._recorder.end(end))
 
 
 @asynccontextmanager
@@ -255,6 +238,28 @@ async def open_recorder(store: RecordStore, price: Callable[[str], Price | None]
         watching.cancel()
         with suppress(asyncio.CancelledError):
             await watching
+
+
+def _never_ran(start: RunStart, session_id: str, status: RunStatus, code: str, message: str) -> RunEnd:
+    """The end of a run that had not begun to run."""
+    return RunEnd(
+        id=start.id,
+        owner_id=start.owner_id,
+        session_id=session_id,
+        agent=start.agent,
+        status=status,
+        model=start.model,
+        output=None,
+        finish_reason=None,
+        error_code=code,
+        error_message=message,
+        messages=[],
+        calls=[],
+        events="[]",
+        first_seq=1,
+        last_seq=0,
+        completed_at=datetime.now(UTC),
+    )
 
 
 def _error_of(terminal: AgentEvent) -> tuple[str | None, str | None]:

@@ -6,6 +6,7 @@ as one transaction. The tables are those of the workflow documentation: `workflo
 """
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
@@ -19,6 +20,8 @@ from domain.enums import RunStatus
 from domain.errors import Conflict
 from domain.runs import ACTIVE, ModelCall, NewMessage, Run, RunBegun, RunEnd, RunStart, SimplePart, counted_columns
 from domain.sessions import Session
+
+logger = logging.getLogger(__name__)
 
 _LOST_CODE, _LOST_MESSAGE = "run_lost", "The process that ran it is gone."
 
@@ -80,8 +83,13 @@ class SurrealStore:
         """Store how it ended: begun now, done even if nobody waits."""
         task = asyncio.create_task(self._end_run(end, self._turns.join()))  # its place is taken now
         self._ends.add(task)
-        task.add_done_callback(self._ends.discard)
+        task.add_done_callback(self._ended)
         return task
+
+    def _ended(self, task: asyncio.Task[bool]) -> None:
+        self._ends.discard(task)
+        if not task.cancelled() and task.exception() is not None:  # also when nobody waits
+            logger.error("a record was lost", exc_info=task.exception())
 
     async def append(
         self, session_id: str, owner_id: str, messages: Sequence[NewMessage], run_id: str | None = None

@@ -1,5 +1,6 @@
 """The service by itself: what it resolves before it speaks."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -175,3 +176,25 @@ async def test_a_graph_is_told_who_asks_and_cannot_be_lied_to(llm: LLMService, r
     answer = await service(llm, registry).invoke(asking(agent="asking", metadata=lies), CALLER)
     assert answer.response == "ok"
     assert seen == [{"user_id": "u", "request": lies}]
+
+
+async def test_a_caller_who_leaves_while_the_run_is_written_holds_no_session(
+    llm: LLMService, registry: AgentRegistry
+) -> None:
+    agents = service(llm, registry)
+    first = await agents.invoke(asking(), CALLER)
+    leaving = asyncio.create_task(agents.stream(asking(session_id=first.session_id), CALLER))
+    store = RECORD["store"]
+    begun = store.begin_run
+    written = asyncio.Event()
+
+    async def noticed(start: Any) -> Any:
+        written.set()
+        return await begun(start)
+
+    store.begin_run = noticed
+    await written.wait()
+    leaving.cancel()
+    await asyncio.gather(leaving, return_exceptions=True)
+    again = await agents.invoke(asking(session_id=first.session_id), CALLER)
+    assert again.session_id == first.session_id
