@@ -111,6 +111,11 @@ _LOSE = (
 )
 
 
+def to_qmark(sql: str) -> tuple[str, list[str]]:
+    """The same statement with placeholders by place, and the names in their order."""
+    return _PLACEHOLDER.sub("?", sql), _PLACEHOLDER.findall(sql)
+
+
 def to_pyformat(sql: str) -> str:
     """The same statement with psycopg's placeholders."""
     return _PLACEHOLDER.sub(r"%(\1)s", sql.replace("%", "%%"))
