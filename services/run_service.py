@@ -34,8 +34,8 @@ class RunQuery:
             kind=self.kind,
             session_id=self.session_id,
             statuses=self.statuses,
-            since=_aware(self.since),
-            until=_aware(self.until),
+            since=_aware(self.since, "since"),
+            until=_aware(self.until, "until"),
             metadata=self.metadata,
         )
 
@@ -121,6 +121,15 @@ def _total(rows: list[StatsRow]) -> StatsRow:
     )
 
 
-def _aware(moment: datetime | None) -> datetime | None:
-    """A moment without a zone is UTC."""
-    return moment if moment is None or moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+def _aware(moment: datetime | None, name: str) -> datetime | None:
+    """In UTC; a moment without a zone is UTC.
+
+    Raises:
+        InvalidRequest: it is before the first year, or after the last.
+    """
+    if moment is None:
+        return None
+    try:
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    except OverflowError as error:
+        raise InvalidRequest(f"{name} is not a moment that can be stored.", param=name) from error

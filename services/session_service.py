@@ -506,9 +506,12 @@ def decode_cursor(cursor: str | None) -> Cursor | None:
     try:
         at, _, row_id = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode().partition("|")
         moment = datetime.fromisoformat(at)
-    except (binascii.Error, ValueError) as error:
+        if moment.tzinfo is None:
+            raise ValueError("ours have a zone")
+        moment = moment.astimezone(UTC)
+    except (binascii.Error, ValueError, OverflowError) as error:
         raise InvalidRequest("This cursor is none of ours.", param="cursor") from error
-    if moment.tzinfo is None or not row_id or len(row_id) > 64 or not row_id.isascii() or "\x00" in row_id:
+    if not row_id or len(row_id) > 64 or not row_id.isascii() or "\x00" in row_id:
         raise InvalidRequest("This cursor is none of ours.", param="cursor")
     return Cursor(moment, row_id)
 

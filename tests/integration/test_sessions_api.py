@@ -426,6 +426,9 @@ async def test_runs_are_counted_by_what_one_asks_for(house: House) -> None:
     only = (await house.client.get("/api/stats?by=day&metadata.dossier_id=d1")).json()
     assert only["total"]["executions"] == 2
     assert (await house.client.get("/api/stats?by=metadata")).status_code == 422
+    for moment in ("0001-01-01T00:00:00%2B14:00", "9999-12-31T23:59:59-14:00", "yesterday"):
+        assert (await house.client.get(f"/api/stats?since={moment}")).status_code == 422
+        assert (await house.client.get(f"/api/runs?until={moment}")).status_code == 422
     assert (await house.client.get("/api/stats?since=2020-01-01T00:00:00&until=2020-01-02")).json()["total"][
         "executions"
     ] == 0
