@@ -10,8 +10,9 @@ from domain.ports import RecordStore
 from domain.runs import RunDetail, RunFilter, RunInfo, RunList
 from domain.stats import Stats, StatsBy, StatsRow
 from domain.usage import Usage
+from services.cursors import decode_cursor, encode_cursor
 from services.run_story import load_story
-from services.session_service import decode_cursor, encode_cursor, run_not_found
+from services.session_service import run_not_found
 
 
 @dataclass(frozen=True, slots=True)

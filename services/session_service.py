@@ -3,21 +3,19 @@
 What happens in a run is written by `run_recorder.py`; here is everything else that is done with a conversation.
 """
 
-import base64
-import binascii
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from uuid_utils import uuid7
 
 from domain.auth import Principal
-from domain.enums import RunStatus, SessionKind
+from domain.enums import SessionKind
 from domain.errors import Conflict, Forbidden, InvalidRequest, NotFound
 from domain.messages import Message
 from domain.ports import RecordStore, RecordWork
-from domain.runs import ACTIVE, CallCost, Cursor, NewMessage, RunEnd, RunFilter, RunInfo, RunStart
+from domain.runs import ACTIVE, NewMessage, RunFilter, RunInfo
 from domain.sessions import (
     Appended,
     AppendMessages,
@@ -36,8 +34,10 @@ from domain.sessions import (
     SimpleMessage,
     SimpleMessageList,
 )
-from domain.text import clean_text, one_line
+from domain.text import one_line
 from services.agent_messages import to_json
+from services.cursors import decode_cursor, encode_cursor
+from services.foreign_runs import ForeignRun, ForeignRuns, foreign_message
 from services.message_transformer import MessageTransformer
 from services.run_recorder import RunRecorder
 
@@ -83,7 +83,7 @@ class SessionService:
 
     def __init__(self, store: RecordStore, recorder: RunRecorder, memory: SessionMemory, agents: Agents) -> None:
         self._store = store
-        self._recorder = recorder
+        self._foreign = ForeignRuns(store, recorder)
         self._memory = memory
         self._agents = agents
         self._transformer = MessageTransformer()
@@ -240,8 +240,8 @@ class SessionService:
             return RunInfo.of(known)
         messages = self._transformer.run_messages(result)
         output = getattr(result, "output", None)
-        foreign = _Foreign(agent, kind, "pydantic-ai", messages, run_id, session_id, metadata or {}, output)
-        await self._store_run(foreign, caller)
+        foreign = ForeignRun(agent, kind, "pydantic-ai", messages, run_id, session_id, metadata or {}, output)
+        await self._foreign.store(foreign, caller)
         async with self._store.reading() as work:
             stored = await work.runs.owned(run_id, caller.user_id)
         if stored is None:  # pragma: no cover - it was written a moment ago
@@ -371,84 +371,17 @@ class SessionService:
     ) -> Appended:
         async with self._store.reading() as work:
             session = await _required(work, session_id, caller)
-        foreign = _Foreign(session.agent, session.kind, form, raw, str(uuid7()), session_id, {}, None)
-        first = await self._store_run(foreign, caller)
+        foreign = ForeignRun(session.agent, session.kind, form, raw, str(uuid7()), session_id, {}, None)
+        first = await self._foreign.store(foreign, caller)
         return Appended(session_id=session_id, indexes=list(range(first, first + len(raw))))
-
-    async def _store_run(self, foreign: "_Foreign", caller: Principal) -> int:
-        """Write it like a run of our own; the index of its first message."""
-        now = datetime.now(UTC)
-        messages = [self._foreign_message(foreign.format, data, now) for data in foreign.messages]
-        lines = [line for message in messages for line in message.simple]
-        asked = next((line.content for line in lines if line.role == "user"), "")
-        answer = next((line.content for line in reversed(lines) if line.role == "assistant"), None)
-        calls = self._transformer.model_calls(foreign.format, foreign.messages)
-        model = calls[-1][0] if calls else ""
-        begun = await self._store.begin_run(
-            RunStart(
-                id=foreign.run_id,
-                owner_id=caller.user_id,
-                session_id=foreign.session_id or str(uuid7()),
-                new_session=foreign.session_id is None,
-                kind=foreign.kind,
-                agent=foreign.agent,
-                model=model,
-                input=asked,
-                messages=messages,
-                metadata=foreign.metadata,
-                created_at=now,
-                lease_until=now + timedelta(seconds=30),
-                worker=self._recorder.worker,
-                title=one_line(asked.strip(), 80),
-            )
-        )
-        output = foreign.output if isinstance(foreign.output, str) else answer
-        await self._recorder.end(
-            RunEnd(
-                id=foreign.run_id,
-                owner_id=caller.user_id,
-                session_id=begun.session_id,
-                agent=foreign.agent,
-                status=RunStatus.COMPLETED,
-                model=model,
-                output=None if output is None else clean_text(output),
-                finish_reason=None,
-                error_code=None,
-                error_message=None,
-                messages=[],
-                calls=[CallCost(name, usage, None) for name, usage in calls],
-                events="[]",
-                first_seq=1,
-                last_seq=0,
-                completed_at=datetime.now(UTC),
-            )
-        )
-        return begun.first_index
 
     def _of_ours(self, message: Message, now: datetime) -> NewMessage:
         data = message.model_dump(mode="json")
-        return self._foreign_message("message", data, now)
-
-    def _foreign_message(self, form: MessageFormat, data: dict[str, Any], now: datetime) -> NewMessage:
-        return NewMessage(form, to_json(data), self._transformer.simple_parts(form, data), now)
+        return foreign_message("message", data, now)
 
     def _copied(self, raw: RawMessage) -> NewMessage:
         parts = self._transformer.simple_parts(raw.format, raw.message_data)
         return NewMessage(raw.format, to_json(raw.message_data), parts, raw.timestamp)
-
-
-@dataclass(frozen=True, slots=True)
-class _Foreign:
-    """A run that another library made."""
-
-    agent: str
-    kind: SessionKind
-    format: MessageFormat
-    messages: list[dict[str, Any]]
-    run_id: str
-    session_id: str | None
-    metadata: dict[str, Any]
-    output: Any
 
 
 async def require_session(store: RecordStore, session_id: str, caller: Principal) -> Session:
@@ -488,32 +421,6 @@ def session_is_busy() -> Conflict:
 def run_not_found() -> NotFound:
     """The same for a run that does not exist and for somebody else's."""
     return NotFound("There is no such run.", code="run_not_found", param="run_id")
-
-
-def encode_cursor(at: datetime, row_id: str) -> str:
-    """A place in a list, newest first, as one opaque word."""
-    return base64.urlsafe_b64encode(f"{at.isoformat()}|{row_id}".encode()).decode().rstrip("=")
-
-
-def decode_cursor(cursor: str | None) -> Cursor | None:
-    """The place again.
-
-    Raises:
-        InvalidRequest: it is none of ours.
-    """
-    if cursor is None:
-        return None
-    try:
-        at, _, row_id = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode().partition("|")
-        moment = datetime.fromisoformat(at)
-        if moment.tzinfo is None:
-            raise ValueError("ours have a zone")
-        moment = moment.astimezone(UTC)
-    except (binascii.Error, ValueError, OverflowError) as error:
-        raise InvalidRequest("This cursor is none of ours.", param="cursor") from error
-    if not row_id or len(row_id) > 64 or not row_id.isascii() or "\x00" in row_id:
-        raise InvalidRequest("This cursor is none of ours.", param="cursor")
-    return Cursor(moment, row_id)
 
 
 def _next_after(shown: Sequence[SimpleMessage] | Sequence[RawMessage], session: Session) -> int | None:
