@@ -19,7 +19,7 @@ import typer
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from sqlalchemy import insert, text
+from sqlalchemy import insert
 
 from config.settings import Settings, StorageSettings
 from core.database import tables
@@ -102,7 +102,6 @@ async def _fill(database: Database, begin: int, end: int) -> None:
     async with database._engine.connect() as plain:
         connection = await plain.execution_options(routeur_begin="BEGIN IMMEDIATE")
         async with connection.begin():
-            await connection.execute(text("PRAGMA synchronous"))
             for table, rows in _rows(range(begin, end)):
                 await connection.execute(insert(table), rows)
 

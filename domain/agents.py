@@ -8,6 +8,7 @@ from domain.enums import SessionKind
 from domain.formats import ResponseFormat
 
 AGENT_ID_PATTERN = r"^[a-z][a-z0-9_-]{0,63}$"
+SESSION_ID_PATTERN = r"^[A-Za-z0-9_.:-]{1,128}$"
 MODEL_ID_PATTERN = r"^[!-~]+$"  # what can stand in a header: the answer names its model there
 
 

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from domain.agents import AGENT_ID_PATTERN, MODEL_ID_PATTERN, ModelParameters
+from domain.agents import AGENT_ID_PATTERN, MODEL_ID_PATTERN, SESSION_ID_PATTERN, ModelParameters
 from domain.enums import FinishReason
 from domain.formats import ResponseFormat
 from domain.messages import MAX_MESSAGE_CHARS, Message
@@ -35,7 +35,7 @@ class CompletionRequest(BaseModel):
     messages: Annotated[list[Message], Field(min_length=1, max_length=2_000)] | None = None
     model: Annotated[str, Field(max_length=200, pattern=MODEL_ID_PATTERN)] | None = None
     agent: Annotated[str, Field(pattern=AGENT_ID_PATTERN)] | None = None
-    session_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:-]{1,128}$")] | None = None
+    session_id: Annotated[str, Field(pattern=SESSION_ID_PATTERN)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
     max_tokens: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
     metadata: Annotated[dict[MetadataKey, MetadataValue], Field(max_length=64)] = Field(default_factory=dict)

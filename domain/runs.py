@@ -15,18 +15,6 @@ ACTIVE = frozenset({RunStatus.QUEUED, RunStatus.RUNNING, RunStatus.WAITING, RunS
 ENDED = frozenset(RunStatus) - ACTIVE
 BAD = ENDED - {RunStatus.COMPLETED}
 
-_NEXT: dict[RunStatus, frozenset[RunStatus]] = {
-    RunStatus.QUEUED: frozenset({RunStatus.RUNNING, RunStatus.CANCELLING}) | ENDED,
-    RunStatus.RUNNING: frozenset({RunStatus.QUEUED, RunStatus.WAITING, RunStatus.CANCELLING}) | ENDED,
-    RunStatus.WAITING: frozenset({RunStatus.RUNNING, RunStatus.QUEUED, RunStatus.CANCELLING}) | ENDED,
-    RunStatus.CANCELLING: ENDED,
-}
-
-
-def may_become(old: RunStatus, new: RunStatus) -> bool:
-    """True when a run in state `old` may go to `new`. What has ended never changes again."""
-    return new in _NEXT.get(old, frozenset())
-
 
 class _Record(BaseModel):
     """A stored row; what is written is what comes back."""

@@ -2,7 +2,7 @@
 
 from datetime import datetime
 from decimal import Decimal
-from typing import Annotated, Any, Literal, NewType, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -14,9 +14,6 @@ from domain.runs import RunInfo
 from domain.text import clean_text
 from domain.usage import Usage
 
-SessionId = NewType("SessionId", str)
-
-SESSION_ID_PATTERN = r"^[A-Za-z0-9_.:-]{1,128}$"
 Title = Annotated[str, Field(max_length=200)]
 Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=64)]
 

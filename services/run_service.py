@@ -1,10 +1,9 @@
 """Runs as their owners see them: one, many, in progress, counted."""
 
-from dataclasses import dataclass, field
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from domain.auth import Principal
-from domain.enums import RunStatus, SessionKind
 from domain.errors import InvalidRequest
 from domain.ports import RecordStore
 from domain.runs import RunDetail, RunFilter, RunInfo, RunList
@@ -15,34 +14,8 @@ from services.run_story import load_story
 from services.session_service import run_not_found
 
 
-@dataclass(frozen=True, slots=True)
-class RunQuery:
-    """Which runs of the caller's; `metadata` values are compared as text."""
-
-    agent: str | None = None
-    kind: SessionKind | None = None
-    session_id: str | None = None
-    statuses: frozenset[RunStatus] = frozenset()
-    since: datetime | None = None
-    until: datetime | None = None
-    metadata: dict[str, str] = field(default_factory=dict)
-
-    def of(self, caller: Principal) -> RunFilter:
-        """The same, of one owner."""
-        return RunFilter(
-            owner_id=caller.user_id,
-            agent=self.agent,
-            kind=self.kind,
-            session_id=self.session_id,
-            statuses=self.statuses,
-            since=_aware(self.since, "since"),
-            until=_aware(self.until, "until"),
-            metadata=self.metadata,
-        )
-
-
 class RunService:
-    """The use cases of runs. The owner is always the caller."""
+    """The use cases of runs. The owner is always the caller, whatever a filter says."""
 
     def __init__(self, store: RecordStore) -> None:
         self._store = store
@@ -64,7 +37,7 @@ class RunService:
         return RunDetail(**RunInfo.of(run).model_dump(), logs=logs)
 
     async def list_runs(
-        self, query: RunQuery, caller: Principal, *, limit: int = 50, cursor: str | None = None
+        self, query: RunFilter, caller: Principal, *, limit: int = 50, cursor: str | None = None
     ) -> RunList:
         """The caller's runs, newest first.
 
@@ -73,19 +46,19 @@ class RunService:
         """
         after = decode_cursor(cursor)
         async with self._store.reading() as work:
-            found = await work.runs.find_runs(query.of(caller), limit=limit + 1, after=after)
+            found = await work.runs.find_runs(_of(caller, query), limit=limit + 1, after=after)
         shown = found[:limit]
         more = encode_cursor(shown[-1].created_at, shown[-1].id) if len(found) > limit else None
         return RunList(runs=[RunInfo.of(run) for run in shown], next_cursor=more)
 
-    async def in_progress(self, caller: Principal, agent: str | None = None) -> RunList:
-        """The caller's runs that are going on: long ones are seen, those of a dead process are not."""
+    async def in_progress(self, caller: Principal, agent: str | None = None, *, limit: int = 50) -> RunList:
+        """The caller's runs that are going on, newest first: long ones are seen, those of a dead process are not."""
         async with self._store.reading() as work:
             found = await work.runs.in_progress(caller.user_id, datetime.now(UTC))
         shown = [RunInfo.of(run) for run in found if agent is None or run.agent == agent]
-        return RunList(runs=shown, next_cursor=None)
+        return RunList(runs=shown[:limit], next_cursor=None)
 
-    async def stats(self, query: RunQuery, caller: Principal, by: StatsBy = "agent", key: str | None = None) -> Stats:
+    async def stats(self, query: RunFilter, caller: Principal, by: StatsBy = "agent", key: str | None = None) -> Stats:
         """Counts, durations, tokens and cost: in all, and by group.
 
         Raises:
@@ -93,7 +66,7 @@ class RunService:
         """
         if (by == "metadata") != (key is not None):
             raise InvalidRequest("key is needed to group by metadata, and only then.", param="key")
-        wanted = query.of(caller)
+        wanted = _of(caller, query)
         async with self._store.reading() as work:
             groups = await work.runs.statistics(wanted, by, key)
             everything = groups if by == "status" else await work.runs.statistics(wanted, "status")
@@ -120,6 +93,12 @@ def _total(rows: list[StatsRow]) -> StatsRow:
         unmeasured_runs=sum(row.unmeasured_runs for row in rows),
         unpriced_runs=sum(row.unpriced_runs for row in rows),
     )
+
+
+def _of(caller: Principal, query: RunFilter) -> RunFilter:
+    """The same question, about the caller's own runs."""
+    since, until = _aware(query.since, "since"), _aware(query.until, "until")
+    return replace(query, owner_id=caller.user_id, since=since, until=until)
 
 
 def _aware(moment: datetime | None, name: str) -> datetime | None:

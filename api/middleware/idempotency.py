@@ -60,7 +60,7 @@ class IdempotencyMiddleware:
 
 
 class _Recording:
-    """One answer on its way out, kept before its last byte is sent."""
+    """One answer on its way out: kept, or its key let go, before its last byte is sent."""
 
     def __init__(self, service: IdempotencyService, claim: Claim, send: Send) -> None:
         self._service = service
@@ -69,14 +69,14 @@ class _Recording:
         self._status = 0
         self._headers: list[tuple[str, str]] = []
         self._body = bytearray()
-        self._kept = False
+        self._settled = False
 
     async def run(self, app: ASGIApp, scope: Scope, receive: Receive) -> None:
         """Let `app` answer; release the key when that came to nothing."""
         try:
             await app(scope, receive, self._pass_on)
         finally:
-            if not self._kept:
+            if not self._settled:
                 with suppress(RouteurError):
                     await asyncio.shield(self._service.release(self._claim))
 
@@ -88,11 +88,17 @@ class _Recording:
         elif message["type"] == "http.response.body":
             if len(self._body) <= MAX_ANSWER_BYTES:
                 self._body += message.get("body", b"")
-            if not message.get("more_body") and 200 <= self._status < 300 and len(self._body) <= MAX_ANSWER_BYTES:
-                answer = KeptAnswer(self._status, self._headers, bytes(self._body))
-                await asyncio.shield(self._service.keep(self._claim, answer))
-                self._kept = True
+            if not message.get("more_body"):
+                await asyncio.shield(self._settle())  # before the last byte: who hears it may ask again at once
         await self._send(message)
+
+    async def _settle(self) -> None:
+        """Keep the answer, or let the key go when it was none."""
+        if 200 <= self._status < 300 and len(self._body) <= MAX_ANSWER_BYTES:
+            await self._service.keep(self._claim, KeptAnswer(self._status, self._headers, bytes(self._body)))
+        else:
+            await self._service.release(self._claim)
+        self._settled = True
 
 
 def _key_of(scope: Scope) -> str | None:

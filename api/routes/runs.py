@@ -9,12 +9,12 @@ from api.dependencies import RunServiceDep
 from api.errors import problem_responses
 from api.paging import METADATA_FILTER, Cursor, Limit, metadata_filter
 from core.dependencies import require
-from domain.agents import AGENT_ID_PATTERN
+from domain.agents import AGENT_ID_PATTERN, SESSION_ID_PATTERN
 from domain.auth import Principal, Scope
 from domain.enums import RunStatus, SessionKind
-from domain.runs import RunDetail, RunList
+from domain.errors import InvalidRequest
+from domain.runs import RunDetail, RunFilter, RunList
 from domain.stats import Stats, StatsBy
-from services.run_service import RunQuery
 
 router = APIRouter(prefix="/api", tags=["runs"])
 
@@ -35,20 +35,22 @@ async def list_runs(
     runs: RunServiceDep,
     agent: Annotated[str | None, Query(pattern=AGENT_ID_PATTERN)] = None,
     kind: SessionKind | None = None,
-    session_id: Annotated[str | None, Query(max_length=128, pattern=r"^[A-Za-z0-9_.:-]+$")] = None,
+    session_id: Annotated[str | None, Query(pattern=SESSION_ID_PATTERN)] = None,
     status: Statuses = None,
     since: Since = None,
     until: Until = None,
     in_progress: Annotated[
-        bool, Query(description="only those going on; other filters but agent are left aside")
+        bool, Query(description="only those going on; of the other filters, only agent and limit go with it")
     ] = False,
     limit: Limit = 50,
     cursor: Cursor = None,
 ) -> RunList:
     """The caller's runs, newest first."""
     if in_progress:
-        return await runs.in_progress(caller, agent)
-    query = RunQuery(
+        if kind or session_id or status or since or until or cursor or metadata_filter(request):
+            raise InvalidRequest("Of the other filters, only agent and limit go with in_progress.", param="in_progress")
+        return await runs.in_progress(caller, agent, limit=limit)
+    query = RunFilter(
         agent=agent,
         kind=kind,
         session_id=session_id,
@@ -79,7 +81,7 @@ async def list_runs_of_agent(
     cursor: Cursor = None,
 ) -> RunList:
     """The caller's runs of one agent, newest first."""
-    query = RunQuery(
+    query = RunFilter(
         agent=agent_id,
         statuses=frozenset(status or ()),
         since=since,
@@ -108,5 +110,5 @@ async def get_stats(
     until: Until = None,
 ) -> Stats:
     """The caller's runs counted: executions, successes, errors, durations, tokens, cost; in all and by group."""
-    query = RunQuery(agent=agent, kind=kind, since=since, until=until, metadata=metadata_filter(request))
+    query = RunFilter(agent=agent, kind=kind, since=since, until=until, metadata=metadata_filter(request))
     return await runs.stats(query, caller, by, key)

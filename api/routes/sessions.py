@@ -9,7 +9,7 @@ from api.dependencies import SessionServiceDep
 from api.errors import problem_responses
 from api.paging import METADATA_FILTER, After, Cursor, Limit, metadata_filter
 from core.dependencies import require
-from domain.agents import AGENT_ID_PATTERN
+from domain.agents import AGENT_ID_PATTERN, SESSION_ID_PATTERN
 from domain.auth import Principal, Scope
 from domain.enums import SessionKind
 from domain.sessions import (
@@ -31,7 +31,7 @@ from services.session_service import SessionFilter
 router = APIRouter(prefix="/api/sessions", tags=["sessions"])
 
 Caller = Annotated[Principal, Depends(require(Scope.SESSIONS))]
-SessionId = Annotated[str, Path(max_length=128, pattern=r"^[A-Za-z0-9_.:-]+$")]
+SessionId = Annotated[str, Path(pattern=SESSION_ID_PATTERN)]
 _READ = problem_responses(401, 403, 404, 422)
 _WRITE = problem_responses(401, 403, 404, 409, 413, 422)
 

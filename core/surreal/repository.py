@@ -25,9 +25,6 @@ class SurrealRepository(Generic[Record]):
     def _row(self, record: Record) -> tuple[str, str, Row]:
         raise NotImplementedError
 
-    def _key(self, row: Row) -> Any:
-        return str(row["id"])
-
     async def create(self, record: Record) -> Record:
         """Store a new one; Conflict at the end of the unit of work when its id is taken."""
         self._work.create(*self._row(record))

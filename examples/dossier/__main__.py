@@ -9,11 +9,11 @@ from rich.table import Table
 
 from config.environment import load_settings
 from domain.auth import CredentialKind, Principal, Scope, UserId
+from domain.runs import RunFilter
 from examples.dossier.service import DossierService
 from examples.dossier.tables import DossierTables
 from examples.dossier.workflow import KEY, SPEC, build_workflow
 from services.container import open_services
-from services.run_service import RunQuery
 
 
 async def main() -> None:
@@ -39,7 +39,7 @@ async def main() -> None:
             for run in await service.history(house.id):
                 table.add_row(run.run_id, run.status.value, str(run.usage.total_tokens if run.usage else "?"))
             console.print(table)
-            stats = await router.runs.stats(RunQuery(agent=KEY), caller, by="metadata", key="dossier_id")
+            stats = await router.runs.stats(RunFilter(agent=KEY), caller, by="metadata", key="dossier_id")
             for row in stats.groups:
                 console.print(
                     f"{row.group}: {row.executions} executions, {row.successes} successes, {row.errors} errors"

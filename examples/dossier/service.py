@@ -2,11 +2,10 @@
 
 from domain.auth import Principal
 from domain.models import CompletionRequest
-from domain.runs import RunInfo
+from domain.runs import RunFilter, RunInfo
 from examples.dossier.tables import Checklist, DossierTables
 from examples.dossier.workflow import KEY
 from services.container import Services
-from services.run_service import RunQuery
 
 
 class DossierService:
@@ -36,5 +35,5 @@ class DossierService:
 
     async def history(self, dossier_id: str) -> list[RunInfo]:
         """Every analysis of a dossier, newest first, the failed ones too."""
-        query = RunQuery(metadata={"dossier_id": dossier_id})
+        query = RunFilter(metadata={"dossier_id": dossier_id})
         return (await self._router.runs.list_runs(query, self._caller)).runs

@@ -10,12 +10,12 @@ from config.settings import Settings
 from domain.auth import CredentialKind, Principal, Scope, UserId
 from domain.enums import RunStatus, SessionKind
 from domain.errors import RouteurError
+from domain.runs import RunFilter
 from examples.dossier.service import DossierService
 from examples.dossier.tables import DossierTables
 from examples.dossier.workflow import KEY, SPEC, build_workflow
 from examples.record_a_pydantic_ai_run import record
 from services.container import Services
-from services.run_service import RunQuery
 from tests.fakes.house import House
 
 pytestmark = pytest.mark.anyio
@@ -44,7 +44,7 @@ async def test_a_dossiers_runs_are_found_by_its_metadata(house: House, tmp_path:
     run = (await router.runs.get_run(first.run_id, caller)).model_dump()
     assert (run["kind"], run["status"], run["calls"]) == (SessionKind.WORKFLOW, RunStatus.COMPLETED, 2)
     assert "Price: open." in run["input"]
-    stats = await router.runs.stats(RunQuery(kind=SessionKind.WORKFLOW), caller, by="metadata", key="dossier_id")
+    stats = await router.runs.stats(RunFilter(kind=SessionKind.WORKFLOW), caller, by="metadata", key="dossier_id")
     assert {row.group: (row.executions, row.successes, row.errors) for row in stats.groups} == {
         one.id: (2, 2, 0), other.id: (1, 1, 0),
     }  # fmt: skip
@@ -103,7 +103,7 @@ async def test_a_run_of_another_library_is_stored_with_its_usage_once(house: Hou
         ("user", "And of Italy?"), ("assistant", "Paris."), ("user", "Thank you."),
     ]  # fmt: skip
     assert told.token_usage.calls == 2
-    runs = (await router.runs.list_runs(RunQuery(session_id=session_id), caller)).runs
+    runs = (await router.runs.list_runs(RunFilter(session_id=session_id), caller)).runs
     assert [run.input for run in runs] == ["And of Italy?", "What is the capital of France?"]
     assert told.token_usage.usage is not None
     assert told.token_usage.usage.total_tokens == sum(run.usage.total_tokens for run in runs if run.usage)
