@@ -9,9 +9,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
     Field,
     SecretStr,
     field_validator,
@@ -19,6 +16,16 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from config.fields import (
+    OptionalBool,
+    OptionalDays,
+    OptionalPath,
+    OptionalSecret,
+    OptionalText,
+    SettingsGroup,
+    TextList,
+)
+from config.run_settings import RunSettings
 from domain.enums import SessionKind
 
 MIN_SECRET_BYTES = 32  # HMAC-SHA256 takes keys as long as its output; a shorter one is the weak end of every token
@@ -43,35 +50,7 @@ class SettingsError(Exception):
     """The settings cannot be used; the message names each environment variable and what is wrong with it."""
 
 
-def _split_list(value: Any) -> Any:
-    """`a, b` or `["a", "b"]`, as people write lists in environments."""
-    if isinstance(value, str):
-        return (
-            json.loads(value)
-            if value.lstrip().startswith("[")
-            else [part for part in map(str.strip, value.split(",")) if part]
-        )
-    return value
-
-
-def _empty_is_none(value: Any) -> Any:
-    """`NAME=` in an env file means unset."""
-    return None if isinstance(value, str) and not value.strip() else value
-
-
-TextList = Annotated[tuple[str, ...], BeforeValidator(_split_list)]
-OptionalSecret = Annotated[SecretStr | None, BeforeValidator(_empty_is_none)]
-OptionalText = Annotated[str | None, BeforeValidator(_empty_is_none)]
-OptionalBool = Annotated[bool | None, BeforeValidator(_empty_is_none)]
-OptionalDays = Annotated[Annotated[float, Field(gt=0, le=36_500)] | None, BeforeValidator(_empty_is_none)]
-OptionalPath = Annotated[Path | None, BeforeValidator(_empty_is_none)]
-
-
-class _Group(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, hide_input_in_errors=True)
-
-
-class ServerSettings(_Group):
+class ServerSettings(SettingsGroup):
     """Where we listen and whom we believe."""
 
     environment: Literal["development", "production"] = Field(
@@ -114,7 +93,7 @@ class ServerSettings(_Group):
     )
 
 
-class LogSettings(_Group):
+class LogSettings(SettingsGroup):
     """What we tell about ourselves."""
 
     level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", alias="LOG_LEVEL")
@@ -123,7 +102,7 @@ class LogSettings(_Group):
     )
 
 
-class StorageSettings(_Group):
+class StorageSettings(SettingsGroup):
     """Where things are kept."""
 
     data_dir: Path = Field(Path("data"), alias="DATA_DIR", description="SQLite file, generated secret, uploads")
@@ -152,7 +131,7 @@ class StorageSettings(_Group):
         return value
 
 
-class SecuritySettings(_Group):
+class SecuritySettings(SettingsGroup):
     """How callers prove who they are."""
 
     secret_key: OptionalSecret = Field(
@@ -216,7 +195,7 @@ class SecuritySettings(_Group):
         return self
 
 
-class CompatibleProvider(_Group):
+class CompatibleProvider(SettingsGroup):
     """One OpenAI-compatible server: vLLM, llama.cpp, LM Studio, LocalAI, a gateway."""
 
     base_url: str = Field(pattern=r"^https?://")
@@ -226,7 +205,7 @@ class CompatibleProvider(_Group):
     running_usage: bool = False
 
 
-class ProviderSettings(_Group):
+class ProviderSettings(SettingsGroup):
     """Who answers. A key or an address makes a provider configured."""
 
     openai_api_key: OptionalSecret = Field(None, alias="OPENAI_API_KEY")
@@ -319,7 +298,7 @@ class ProviderSettings(_Group):
         return value
 
 
-class AgentSettings(_Group):
+class AgentSettings(SettingsGroup):
     """How agents are run."""
 
     max_execution_time: float = Field(
@@ -342,12 +321,15 @@ class AgentSettings(_Group):
     )
 
 
-class RetentionSettings(_Group):
+class RetentionSettings(SettingsGroup):
     """For how long conversations are kept, counted from their last use; unset: until their owner deletes them."""
 
     agent_days: OptionalDays = Field(None, alias="RETENTION_AGENT_DAYS", description="sessions with agents")
     workflow_days: OptionalDays = Field(None, alias="RETENTION_WORKFLOW_DAYS", description="sessions of workflows")
     team_days: OptionalDays = Field(None, alias="RETENTION_TEAM_DAYS", description="sessions of teams")
+    events_days: OptionalDays = Field(
+        None, alias="RETENTION_EVENTS_DAYS", description="events of ended runs; their results stay"
+    )
     sweep_every: float = Field(
         3_600, alias="RETENTION_SWEEP_EVERY", ge=1, le=86_400, description="seconds between two looks"
     )
@@ -361,7 +343,7 @@ class RetentionSettings(_Group):
         }
 
 
-class RateLimitSettings(_Group):
+class RateLimitSettings(SettingsGroup):
     """How often the doors may be knocked at."""
 
     login_per_minute: int = Field(
@@ -373,7 +355,7 @@ class RateLimitSettings(_Group):
     )
 
 
-class TracingSettings(_Group):
+class TracingSettings(SettingsGroup):
     """LangSmith: optional, and then prompts leave the machine."""
 
     enabled: bool = Field(False, alias="LANGCHAIN_TRACING_V2")
@@ -391,6 +373,7 @@ class Settings(BaseSettings):
     security: SecuritySettings = SecuritySettings()
     providers: ProviderSettings = ProviderSettings()
     agents: AgentSettings = AgentSettings()
+    runs: RunSettings = RunSettings()
     retention: RetentionSettings = RetentionSettings()
     rate_limits: RateLimitSettings = RateLimitSettings()
     tracing: TracingSettings = TracingSettings()
@@ -413,6 +396,12 @@ class Settings(BaseSettings):
         if self.server.workers > 1 and (url is None or url.get_secret_value().startswith("sqlite")):
             raise ValueError(
                 "WORKERS above 1 needs DATABASE_URL=postgresql://...: the embedded engines belong to one process"
+            )
+        if self.runs.queue == "procrastinate" and (url is None or url.get_secret_value().startswith("sqlite")):
+            raise ValueError("RUN_QUEUE=procrastinate needs DATABASE_URL=postgresql://...")
+        if self.runs.queue == "procrastinate" and self.storage.session_store_url is not None:
+            raise ValueError(
+                "RUN_QUEUE=procrastinate needs SESSION_STORE_URL unset: background runs are kept in PostgreSQL"
             )
         if self.server.workers > 1 and self.storage.session_store_url is not None:
             raise ValueError(

@@ -29,6 +29,20 @@ class ModelParameters(BaseModel):
         return self.model_copy(update={name: getattr(over, name) for name in over.model_fields_set})
 
 
+def chosen_parameters(
+    temperature: float | None, max_tokens: int | None, response_format: ResponseFormat | None
+) -> ModelParameters:
+    """What a caller set of a model's parameters; the rest is the agent's or the provider's."""
+    chosen: dict[str, Any] = {}
+    if temperature is not None:
+        chosen["temperature"] = temperature
+    if max_tokens is not None:
+        chosen["max_tokens"] = max_tokens
+    if response_format is not None:
+        chosen["response_format"] = response_format
+    return ModelParameters(**chosen)
+
+
 class WorkflowSpec(BaseModel):
     """Where the graph is built: a function of the agent's own `graph.py`."""
 
@@ -46,12 +60,31 @@ class MemorySpec(BaseModel):
     max_messages: Annotated[int, Field(ge=1, le=10_000)] | None = None
 
 
+class BackgroundSpec(BaseModel):
+    """How background runs of the agent behave.
+
+    `resume`: a run whose process died goes on from its checkpoint (the step it was in is done again); false: it is
+    `lost`. `durability`: `sync` writes each step's checkpoint before the next begins, `async` meanwhile. `retries` of a
+    failed run, the first after `retry_delay` seconds, then twice as long each time. `max_concurrent` runs of this agent
+    at once, over all workers.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    resume: bool = True
+    durability: Literal["async", "sync"] = "async"
+    retries: Annotated[int, Field(ge=0, le=20)] = 0
+    retry_delay: Annotated[float, Field(ge=0, le=3_600, allow_inf_nan=False)] = 5
+    max_concurrent: Annotated[int, Field(ge=1, le=100_000)] | None = None
+
+
 class AgentSpec(BaseModel):
     """One agent, as its `config.yaml` tells it.
 
-    `timeout` is in seconds for one whole run; `recursion_limit` counts graph steps (LangGraph's own default of 10,007
-    would let a loop spend for an hour). `kind` says what its sessions and runs are
-    counted as. `tools` are names of the tool registry. `metadata` is shown, never read.
+    `timeout` is in seconds for one whole run, `idle_timeout` between two signs of life of a background run;
+    `recursion_limit` counts graph steps (LangGraph's own default of 10,007 would let a loop spend for an hour). `kind`
+    says what its sessions and runs are counted as. `tools` are names of the tool registry. `metadata` is shown, never
+    read.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -65,5 +98,7 @@ class AgentSpec(BaseModel):
     tools: tuple[str, ...] = ()
     memory: MemorySpec = MemorySpec()
     timeout: Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)] | None = None
+    idle_timeout: Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)] | None = None
     recursion_limit: Annotated[int, Field(ge=1, le=1_000)] = 25
+    background: BackgroundSpec = BackgroundSpec()
     metadata: dict[str, Any] = Field(default_factory=dict)

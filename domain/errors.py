@@ -2,6 +2,7 @@
 
     RouteurError
     ├── InvalidRequest          the caller sent something that cannot be meant
+    │   ├── Malformed           ... or a place in a stream that is none
     │   ├── TooLarge            ... or too much of it
     │   └── UnsupportedMedia    ... or in a form we do not read
     ├── Unauthenticated         we do not know who calls
@@ -30,6 +31,7 @@ class ErrorKind(StrEnum):
     """What went wrong, in one word that every face of a failure carries."""
 
     INVALID = "invalid"
+    MALFORMED = "malformed"
     TOO_LARGE = "too_large"
     UNSUPPORTED_MEDIA = "unsupported_media"
     UNAUTHENTICATED = "unauthenticated"
@@ -86,6 +88,12 @@ class InvalidRequest(RouteurError):
     """The request is wrong in a way the caller can mend."""
 
     kind = ErrorKind.INVALID
+
+
+class Malformed(InvalidRequest):
+    """A cursor that no stream of ours has given."""
+
+    kind = ErrorKind.MALFORMED
 
 
 class TooLarge(InvalidRequest):

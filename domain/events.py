@@ -100,9 +100,24 @@ class RunWaiting(_Event):
 
 
 class RunResumed(_Event):
-    """The approval was answered; the run goes on and so does `seq`."""
+    """The run goes on, and so does `seq`: an approval was answered, or another worker has taken it.
+
+    `reason` says why; `cut` names messages that had begun before and are said anew, under other ids.
+    """
 
     kind: Literal["run.resumed"] = "run.resumed"
+    reason: Literal["approval", "crash", "retry", "drain"] = "approval"
+    attempt: int = 1
+    cut: list[str] = Field(default_factory=list)
+
+
+class LogWritten(_Event):
+    """A line that the agent's own code has logged."""
+
+    kind: Literal["log.written"] = "log.written"
+    level: str
+    logger: str
+    message: str
 
 
 class RunFinished(_Event):
@@ -158,6 +173,7 @@ AgentEvent = Annotated[
     | UsageReported
     | RunWaiting
     | RunResumed
+    | LogWritten
     | RunFinished
     | RunFailed
     | RunCancelled

@@ -1,10 +1,10 @@
 """The native commands and answers: the HTTP body is the command, there is no second set of classes."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from domain.agents import AGENT_ID_PATTERN, MODEL_ID_PATTERN, SESSION_ID_PATTERN, ModelParameters
+from domain.agents import AGENT_ID_PATTERN, MODEL_ID_PATTERN, SESSION_ID_PATTERN, ModelParameters, chosen_parameters
 from domain.enums import FinishReason
 from domain.formats import ResponseFormat
 from domain.messages import MAX_MESSAGE_CHARS, Message
@@ -60,14 +60,7 @@ class CompletionRequest(BaseModel):
     @property
     def parameters(self) -> ModelParameters:
         """What the caller set of the model's parameters; the rest is the agent's or the provider's."""
-        chosen: dict[str, Any] = {}
-        if self.temperature is not None:
-            chosen["temperature"] = self.temperature
-        if self.max_tokens is not None:
-            chosen["max_tokens"] = self.max_tokens
-        if self.response_format is not None:
-            chosen["response_format"] = self.response_format
-        return ModelParameters(**chosen)
+        return chosen_parameters(self.temperature, self.max_tokens, self.response_format)
 
 
 class CompletionResult(BaseModel):

@@ -1,11 +1,13 @@
 """Small Protocols between the floors: services speak to these, `core` and tests implement them."""
 
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from datetime import datetime
-from typing import Any, Protocol, TypeVar
+from datetime import datetime, timedelta
+from typing import Any, Literal, Protocol, TypeVar
 
 from domain.auth import Principal
+from domain.background import Approval, Beat, EventBatch, Limits, Pause, Recovered, Submission
+from domain.enums import RunStatus
 from domain.runs import Cursor, ModelCall, NewMessage, Run, RunBegun, RunEnd, RunFilter, RunStart
 from domain.sessions import RawMessage, Session, SessionUsage, SimpleMessage
 from domain.stats import StatsBy, StatsRow
@@ -151,8 +153,8 @@ class RunRepository(Repository[Run], Protocol):
         """Counts and sums by group, the largest group first; `key` is the metadata key to group by."""
         ...
 
-    async def events(self, run_id: str) -> list[str]:
-        """The stored events of a run: JSON arrays, in order."""
+    async def events(self, run_id: str, after: int = 0) -> list[str]:
+        """The stored events of a run: JSON arrays, in order, from the one that holds `after + 1` on."""
         ...
 
 
@@ -227,9 +229,171 @@ class RecordStore(Protocol):
         """Prolong the leases of these runs; a text is what has arrived of the answer, None: nothing new."""
         ...
 
-    async def lose_dead_runs(self, now: datetime, dead: frozenset[str]) -> int:
-        """End as `lost` the active runs whose lease is over, or whose worker is known to be dead.
+    async def recover_runs(
+        self, now: datetime | None, dead: frozenset[str], alive: frozenset[str], max_crashes: int
+    ) -> Recovered:
+        """See to the active runs whose lease is over, or whose worker is known to be dead.
 
-        What had arrived becomes a partial message. How many there were.
+        Background runs that may go on are queued again; all others are `lost`, and what had arrived of them becomes a
+        partial message.
+
+        Args:
+            now: of the store's own clock when None.
+            dead: workers that are certainly gone.
+            alive: runs that are, whatever the clock says.
+            max_crashes: workers that a run may see die.
         """
+        ...
+
+
+class RunBacklog(Protocol):
+    """Background runs in the record: the truth about who may run what. One contract suite for every engine.
+
+    Whoever runs something holds its `attempt`; what is written with an older one is dropped.
+    """
+
+    async def submit(self, new: Submission, also: "Also | None" = None) -> bool:
+        """Write down a queued run. Durable when it returns; `also` is done in the same transaction, and may say no.
+
+        Raises:
+            NotFound: the owner has no such session.
+            Conflict: its session is busy, and the caller would rather not wait.
+            RateLimited: the owner has too many in the queue.
+        """
+        ...
+
+    async def submit_in(self, work: Any, new: Submission) -> None:
+        """`submit` as a part of an open unit of work."""
+        ...
+
+    async def depth(self, limit: int) -> int:
+        """How many runs are in the queue; counted up to `limit`."""
+        ...
+
+    async def standing(self, run_id: str) -> tuple[RunStatus, str | None, int, datetime] | None:
+        """A run's status, session, priority, and when it may begin; None: there is no such run."""
+        ...
+
+    async def claim(self, worker: str, limits: Limits, lease: timedelta, run_id: str | None = None) -> list[Run]:
+        """Take queued runs that may begin now, the most urgent first; with `run_id`, only that one."""
+        ...
+
+    async def keep_events(self, batches: Sequence[EventBatch], lease: timedelta) -> set[str]:
+        """Append what runs have told, and prolong their leases. Ids of those that are somebody else's by now."""
+        ...
+
+    async def beat(self, beats: Sequence[Beat], worker: str, lease: timedelta) -> dict[str, RunStatus]:
+        """Prolong leases, keep drafts; how each run stands. One that is missing is somebody else's by now."""
+        ...
+
+    async def pause(self, pause: Pause, batch: EventBatch | None) -> bool:
+        """Let go of a run that waits, or goes back to the queue. False: it is somebody else's by now."""
+        ...
+
+    async def cancel(self, run_id: str, owner_id: str) -> RunStatus:
+        """Ask for a run's end: at once when nobody runs it, else its worker is to see to it. The state it is in now.
+
+        Raises:
+            NotFound: the owner has no such run.
+        """
+        ...
+
+    async def cancelling(self, worker: str) -> list[str]:
+        """Runs of that worker whose end was asked for."""
+        ...
+
+    async def answer(
+        self, run_id: str, owner_id: str, approval_id: str, *, approved: bool, answer: Any, by: str
+    ) -> RunStatus:
+        """Answer an approval, once; when it was the last one open, the run is queued again. The state it is in now.
+
+        Raises:
+            NotFound: the owner has no such run, or the run no such approval.
+            Conflict: it is answered already, or the run has ended.
+        """
+        ...
+
+    async def approvals(self, run_id: str) -> list[Approval]:
+        """What the run has asked, in order."""
+        ...
+
+    async def waiting_for_a_worker(self, since: datetime, limit: int) -> list[tuple[str, str | None, int]]:
+        """Queued runs that could have begun before `since`: id, session, priority."""
+        ...
+
+    async def set_mark(self, run_id: str, attempt: int, mark: str) -> None:
+        """The checkpoint from which a run goes on; when it has moved, earlier crashes are forgiven."""
+        ...
+
+    async def threads_to_forget(self, limit: int) -> list[str]:
+        """Ended runs whose checkpoints are still there."""
+        ...
+
+    async def thread_forgotten(self, run_id: str) -> None:
+        """They are gone."""
+        ...
+
+    async def trim_events(self, before: datetime, limit: int) -> int:
+        """Delete events of runs that ended before; of how many runs."""
+        ...
+
+
+SignalKind = Literal["events", "cancel", "queue"]
+
+
+class RunSignals(Protocol):
+    """Tells other processes at once what they would find out by looking. Lost signals cost time, never truth."""
+
+    @property
+    def poll(self) -> float:
+        """Seconds after which who waits had better look for themselves."""
+        ...
+
+    def tell(self, kind: SignalKind, run_ids: Sequence[str] = ()) -> None:
+        """Say that these runs have new events, are to be cancelled, or that the queue has something. Never waits."""
+        ...
+
+    def hear(self, listener: Callable[[SignalKind, str], None]) -> None:
+        """From now on, call `listener` on the loop for everything that other processes tell."""
+        ...
+
+
+class RunQueue(Protocol):
+    """Carries run ids to workers. The record is the truth: a delivery too many is harmless, a lost one is found."""
+
+    async def submit(self, new: Submission, also: "Also | None" = None) -> bool:
+        """Write the run down and see that a worker is told: both, or neither. As `RunBacklog.submit`."""
+        ...
+
+    async def wake(self, run_id: str, session_id: str | None, priority: int, at: datetime) -> None:
+        """A run of the queue may begin (again) at that moment."""
+        ...
+
+    def nudge(self) -> None:
+        """The worker has room again."""
+        ...
+
+    async def work(self, worker: "Worker") -> None:
+        """Hand runs to `worker` until cancelled."""
+        ...
+
+
+#: Something else to be done in a unit of work; False: nothing of it is to be done.
+Also = Callable[[Any], Awaitable[bool]]
+
+
+class Worker(Protocol):
+    """Who runs runs."""
+
+    @property
+    def room(self) -> int:
+        """How many more it takes now; 0: none, it is full or being drained."""
+        ...
+
+    async def take(self, run_id: str | None = None) -> int:
+        """Claim what may begin now (only that one), and run it in tasks of its own; how many were taken."""
+        ...
+
+    async def finished(self, run_id: str) -> None:
+        """Return when that run is no longer here."""
         ...

@@ -10,8 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from domain.enums import FinishReason, RunStatus, SessionKind
 from domain.usage import Usage, from_pico
 
-#: States that may still change. At most one run of a session is in one of them.
+#: States that may still change.
 ACTIVE = frozenset({RunStatus.QUEUED, RunStatus.RUNNING, RunStatus.WAITING, RunStatus.CANCELLING})
+#: States in which a run has its session for itself: at most one run of a session is in one of them.
+HOLDING = ACTIVE - {RunStatus.QUEUED}
 ENDED = frozenset(RunStatus) - ACTIVE
 BAD = ENDED - {RunStatus.COMPLETED}
 
@@ -78,6 +80,8 @@ class Run(Counted):
     """One run as stored. `draft` is what had arrived when it was last looked at, of an answer that is not finished.
 
     `lease_until`: the process `worker` promised to be alive until then; a run in progress whose lease is over is dead.
+    `attempt` grows each time a worker takes it and is the fencing token: who holds an older one writes nothing.
+    `crashes` counts workers that died with it since its checkpoint (`mark`) last moved. `spent` is seconds of running.
     """
 
     id: str
@@ -104,6 +108,24 @@ class Run(Counted):
     lease_until: datetime | None = None
     worker: str | None = None
     draft: str | None = None
+    background: bool = False
+    attempt: int = 0
+    priority: int = 0
+    available_at: datetime | None = None
+    time_limit: float | None = None
+    spent: float = 0.0
+    crashes: int = 0
+    retries: int = 0
+    may_resume: bool = False
+    first_index: int | None = None
+    synced: int = 0
+    last_seq: int = 0
+    request: dict[str, Any] | None = None
+    mark: str | None = None
+    has_thread: bool = False
+    webhook: str | None = None
+    retry_of: str | None = None
+    dead: bool = False
 
 
 class ModelCall(Counted):
@@ -207,11 +229,14 @@ class RunEnd:
     cost_pico: int | None = None
     unmeasured: int = 0
     unpriced: int = 0
+    #: Of a background run: its fencing token. `written` of its `calls` stand in the record already.
+    attempt: int = 0
+    written: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class RunFilter:
-    """Which runs. `metadata` values are compared as text (see `metadata_text`)."""
+    """Which runs. `metadata` values are compared as text (see `metadata_text`). `dead`: only dead letters."""
 
     owner_id: str | None = None
     agent: str | None = None
@@ -221,6 +246,7 @@ class RunFilter:
     since: datetime | None = None
     until: datetime | None = None
     metadata: dict[str, str] = field(default_factory=dict)
+    dead: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,7 +273,8 @@ class RunInfo(BaseModel):
     """One run, as its owner sees it. `cost` is in US dollars; null: a price or a count is not known.
 
     `calls` counts model calls; those whose provider did not say what they cost are in `unmeasured_calls`, those whose
-    model has no price in the catalogue in `unpriced_calls`.
+    model has no price in the catalogue in `unpriced_calls`. `attempt` counts how often a worker took a background run;
+    `dead_letter`: it ended badly, and nobody has sent it again yet.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -273,6 +300,11 @@ class RunInfo(BaseModel):
     started_at: datetime | None
     completed_at: datetime | None
     duration: float | None = Field(description="seconds from start to end")
+    background: bool = False
+    attempt: int = 0
+    priority: int = 0
+    retry_of: str | None = None
+    dead_letter: bool = False
 
     @classmethod
     def of(cls, run: Run) -> "RunInfo":
@@ -301,13 +333,62 @@ class RunInfo(BaseModel):
             started_at=run.started_at,
             completed_at=ended,
             duration=(ended - run.started_at).total_seconds() if ended and run.started_at else None,
+            background=run.background,
+            attempt=run.attempt,
+            priority=run.priority,
+            retry_of=run.retry_of,
+            dead_letter=run.dead,
         )
 
 
-class RunDetail(RunInfo):
-    """One run with everything it told: its events, as a stream would have sent them."""
+class LogLine(BaseModel):
+    """A line that the agent's own code has logged."""
 
-    logs: list[dict[str, Any]]
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    at: datetime
+    level: str
+    logger: str
+    message: str
+
+
+class RunDetail(RunInfo):
+    """One run with everything it told: `logs`, its agent's own lines, and `events`, as a stream would have sent them.
+
+    `approvals` are what it has asked of humans, the latest last; `webhook`, how its owner was told of its end.
+    """
+
+    logs: list[LogLine]
+    events: list[dict[str, Any]]
+    approvals: list["ApprovalInfo"] = Field(default_factory=list)
+    webhook: "WebhookInfo | None" = None
+
+
+class ApprovalInfo(BaseModel):
+    """Something that a run asks a human; it is answered once."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    approval_id: str
+    payload: Any
+    status: Literal["pending", "approved", "rejected"]
+    answer: Any = None
+    created_at: datetime
+    answered_at: datetime | None = None
+    answered_by: str | None = None
+
+
+class WebhookInfo(BaseModel):
+    """How far the news of a run's end has come. `status` pending: it is being told, or will be tried again."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    url: str
+    status: Literal["waiting", "pending", "delivered", "failed"]
+    attempts: int = 0
+    last_error: str | None = None
+    next_at: datetime | None = None
+    delivered_at: datetime | None = None
 
 
 class RunList(BaseModel):
