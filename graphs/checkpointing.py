@@ -24,6 +24,8 @@ from config.settings import Settings
 _FROM_THE_RECORD = frozenset({"messages", "structured_response"})
 #: The index of the session's message with which a run began: written into the metadata of its checkpoints.
 FIRST_INDEX = "routeur_first_index"
+#: The run that wrote a checkpoint, in its metadata too: only that run may go on from it.
+RUN_ID = "routeur_run_id"
 
 
 def remembers_more(graph: CompiledStateGraph[Any, Any, Any, Any]) -> bool:
@@ -53,6 +55,13 @@ class Checkpoints:
                 postgresql = self._url is not None and not self._url.startswith("sqlite")
                 self._saver = await (self._open_postgresql() if postgresql else self._open_sqlite())
             return self._saver
+
+    async def latest(self, thread_id: str, run_id: str) -> str | None:
+        """The id of the thread's latest checkpoint, when that run has written it."""
+        found = await (await self.saver()).aget_tuple(_thread(thread_id))
+        if found is None or cast(dict[str, Any], found.metadata).get(RUN_ID) != run_id:
+            return None
+        return found.checkpoint["id"]
 
     async def forget(self, session_id: str) -> None:
         """Delete every checkpoint of a session."""
@@ -96,6 +105,8 @@ class Checkpoints:
         connection = await self._stack.enter_async_context(aiosqlite.connect(path))
         saver: BaseCheckpointSaver[Any] = module.AsyncSqliteSaver(connection, serde=_strict())
         await saver.setup()  # type: ignore[attr-defined]
+        # In the log it survives this process, and nobody has been told of it: no waiting for the disk at every step.
+        await connection.execute("PRAGMA synchronous=NORMAL")
         return saver
 
     async def _open_postgresql(self) -> BaseCheckpointSaver[Any]:

@@ -14,6 +14,7 @@ from sqlalchemy.exc import IntegrityError, OperationalError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from config.settings import Settings, SettingsError
+from core.database.background import SqlBacklog
 from core.database.postgres_writer import PostgresWriter
 from core.database.record_writer import RecordWriter
 from core.database.records import SqlRecords
@@ -40,10 +41,15 @@ class EpochReader(Protocol):
 class Database:
     """The open database. `unit_of_work()` to write, `reading()` to read; neither is held while a stream is sent."""
 
-    def __init__(self, engine: AsyncEngine, epoch: EpochReader, writer: RecordWriter) -> None:
+    def __init__(
+        self, engine: AsyncEngine, epoch: EpochReader, writer: RecordWriter, server_url: str | None = None
+    ) -> None:
         self._engine = engine
+        #: For libraries that connect by themselves; None: SQLite, a file of this machine.
+        self.server_url = server_url
         self._epoch = epoch
         self.records = SqlRecords(self, writer)
+        self.backlog = SqlBacklog(self, writer)
 
     @property
     def dialect(self) -> str:
@@ -130,13 +136,14 @@ async def open_database(settings: Settings) -> AsyncIterator[Database]:
             raise SettingsError(f"the database cannot be opened: {why}") from error
         epoch: EpochReader
         writer: RecordWriter
+        plain: str | None = None
         if path is not None:
             epoch, writer = _SqliteEpoch(path), SqliteWriter(path)
         else:
             plain = make_url(url or "").set(drivername="postgresql").render_as_string(hide_password=False)
             epoch, writer = _QueriedEpoch(engine), PostgresWriter(plain)
         try:
-            yield Database(engine, epoch, writer)
+            yield Database(engine, epoch, writer, plain)
         finally:
             await writer.aclose()
             epoch.close()

@@ -8,14 +8,15 @@ would cost more than the database), the repositories run the same ones inside a 
 import re
 from collections.abc import Generator, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import orjson
 
-from domain.enums import SessionKind
+from domain.background import Recovered
+from domain.enums import RunStatus, SessionKind
 from domain.errors import Conflict, NotFound
 from domain.runs import (
-    ACTIVE,
+    HOLDING,
     NewMessage,
     RunBegun,
     RunEnd,
@@ -34,8 +35,10 @@ Script = Generator[Step, list[Row], T]
 
 _PLACEHOLDER = re.compile(r"(?<!:):([a-z_]+)")
 _BUSY_RETRY = 1.0  # seconds
-_ACTIVE = ", ".join(f"'{status.value}'" for status in sorted(ACTIVE))
+_HOLDING = ", ".join(f"'{status.value}'" for status in sorted(HOLDING))
 LOST_CODE, LOST_MESSAGE = "run_lost", "The process that ran it is gone."
+CANCELLED_MESSAGE = "Cancelled by its owner."
+POISONOUS_MESSAGE = "Every process that ran it died; it is not tried again."
 
 
 class Codec:
@@ -53,8 +56,19 @@ class Codec:
             self._last = (value, value.astimezone(UTC).replace(tzinfo=None).isoformat(" ", "microseconds"))
         return self._last[1]
 
+    def read_moment(self, value: Any) -> datetime | None:
+        """A moment that came back."""
+        if value is None or self.dialect != "sqlite":
+            moment: datetime | None = value
+            return moment
+        return datetime.fromisoformat(value).replace(tzinfo=UTC)
 
-def _insert(table: str, *columns: str) -> str:
+    def read_json(self, value: Any) -> Any:
+        """JSON that came back: psycopg has read it already."""
+        return orjson.loads(value) if value is not None and self.dialect == "sqlite" else value
+
+
+def insert_into(table: str, *columns: str) -> str:
     return f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({', '.join(f':{name}' for name in columns)})"
 
 
@@ -65,16 +79,17 @@ _NEW_SESSION = (
 )
 _FREE_SESSION = (
     "UPDATE runs SET status = 'lost', error_code = :code, error_message = :message, completed_at = :at,"
-    f" updated_at = :at, lease_until = NULL WHERE session_id = :session_id AND status IN ({_ACTIVE})"
-    " AND lease_until < :at RETURNING id, draft"
+    f" updated_at = :at, lease_until = NULL WHERE session_id = :session_id AND status IN ({_HOLDING})"
+    " AND lease_until < :at AND NOT background RETURNING id, draft"
 )
-_CLAIM = f"SELECT id FROM runs WHERE session_id = :session_id AND status IN ({_ACTIVE}) LIMIT 1"
+_QUEUED = "SELECT id FROM runs WHERE session_id = :session_id AND status = 'queued' LIMIT 1"
+_CLAIM = f"SELECT id FROM runs WHERE session_id = :session_id AND status IN ({_HOLDING}) LIMIT 1"
 _BUMP = (
     "UPDATE sessions SET message_count = message_count + :count, updated_at = :at, used_at = :at"
     " WHERE id = :session_id AND owner_id = :owner_id RETURNING message_count - :count, synced, kind"
 )
-_RAW = _insert(*("raw_messages", "session_id", "message_index", "run_id", "format", "message_data", "timestamp"))
-_SIMPLE = _insert(
+_RAW = insert_into(*("raw_messages", "session_id", "message_index", "run_id", "format", "message_data", "timestamp"))
+_SIMPLE = insert_into(
     *("simple_messages", "session_id", "message_index", "part", "run_id", "role", "kind", "content", "name"),
     *("model", "partial", "timestamp"),
 )
@@ -84,19 +99,25 @@ _RUN = (
     " VALUES (:id, :owner_id, :session_id, :kind, :agent, :model, 'running', :input, :metadata, :no, 0, 0, 0,"
     " :at, :at, :at, :lease, :worker)"
 )
-_RUN_METADATA = _insert("run_metadata", "run_id", "key", "value", "owner_id", "created_at")
-_SESSION_METADATA = _insert("session_metadata", "session_id", "key", "value", "owner_id")
+_RUN_METADATA = insert_into("run_metadata", "run_id", "key", "value", "owner_id", "created_at")
+_SESSION_METADATA = insert_into("session_metadata", "session_id", "key", "value", "owner_id")
 _COUNTED = tuple(counted_columns(None, None))
 _END = (
     "UPDATE runs SET status = :status, model = :model, output = :output, finish_reason = :finish_reason,"
     " error_code = :error_code, error_message = :error_message, calls = :calls, unmeasured_calls = :unmeasured,"
     " unpriced_calls = :unpriced, completed_at = :at, updated_at = :at, lease_until = NULL, draft = NULL, "
     + ", ".join(f"{name} = :{name}" for name in _COUNTED)
-    + f" WHERE id = :id AND status IN ({_ACTIVE})"
+    + f", dead = :dead, last_seq = :last_seq WHERE id = :id AND attempt = :attempt AND status IN ({_HOLDING})"
 )
 _RUN_OF = "SELECT session_id FROM runs WHERE id = :id"
-_CALL = _insert("model_calls", "owner_id", "run_id", "session_id", "agent", "model", *_COUNTED, "created_at")
-_EVENTS = _insert("run_events", "run_id", "first_seq", "last_seq", "events", "at")
+_CALL = insert_into("model_calls", "owner_id", "run_id", "session_id", "agent", "model", *_COUNTED, "created_at")
+_EVENTS = insert_into("run_events", "run_id", "first_seq", "last_seq", "events", "at")
+_FORGET_EVENTS = "DELETE FROM run_events WHERE run_id = :run_id AND first_seq >= :first_seq"
+_NOTIFY = (
+    "INSERT INTO webhook_deliveries (run_id, owner_id, url, status, attempts, next_at, created_at)"
+    " SELECT id, owner_id, webhook, 'pending', 0, :at, :at FROM runs WHERE id = :id AND webhook IS NOT NULL"
+)
+_DEAD = frozenset({RunStatus.FAILED, RunStatus.TIMEOUT, RunStatus.LOST})
 _AFTER = (
     "UPDATE sessions SET message_count = message_count + :count, updated_at = :at, model = :model,"
     " synced = CASE WHEN :synced = 1 THEN message_count + :count ELSE synced END"
@@ -104,10 +125,18 @@ _AFTER = (
 )
 _RENEW = "UPDATE runs SET lease_until = :lease WHERE id = :id"
 _RENEW_DRAFT = "UPDATE runs SET lease_until = :lease, draft = :draft WHERE id = :id"
-_ALL_ACTIVE = f"SELECT id, session_id, draft, model, worker, lease_until FROM runs WHERE status IN ({_ACTIVE})"
+_HELD = (
+    "SELECT id, session_id, draft, model, worker, lease_until, background, status, may_resume, crashes FROM runs"
+    f" WHERE status IN ({_HOLDING})"
+)
 _LOSE = (
-    "UPDATE runs SET status = 'lost', error_code = :code, error_message = :message, completed_at = :now,"
-    f" updated_at = :now, lease_until = NULL, draft = NULL WHERE id = :id AND status IN ({_ACTIVE})"
+    "UPDATE runs SET status = :status, error_code = :code, error_message = :message, completed_at = :now,"
+    " updated_at = :now, lease_until = NULL, worker = NULL, draft = NULL, dead = :dead, attempt = attempt + 1"
+    f" WHERE id = :id AND status IN ({_HOLDING})"
+)
+_REQUEUE = (
+    "UPDATE runs SET status = 'queued', available_at = :now, updated_at = :now, lease_until = NULL, worker = NULL,"
+    f" draft = NULL, crashes = crashes + 1, attempt = attempt + 1 WHERE id = :id AND status IN ({_HOLDING})"
 )
 
 
@@ -133,17 +162,7 @@ def begin_run(codec: Codec, start: RunStart) -> Script[RunBegun]:
     session = {"session_id": start.session_id, "owner_id": start.owner_id, "count": len(start.messages), "at": at}
     begun = RunBegun(start.session_id, 0, 0, start.kind)
     if start.new_session:
-        yield (
-            _NEW_SESSION,
-            session
-            | {
-                "kind": start.kind.value,
-                "agent": start.agent,
-                "title": start.title,
-                "model": start.model,
-                "metadata": metadata,
-            },
-        )
+        yield from write_session(codec, start, len(start.messages))
     else:
         yield from _free(codec, start.session_id, start.created_at)
         rows = yield _BUMP, session
@@ -151,7 +170,8 @@ def begin_run(codec: Codec, start: RunStart) -> Script[RunBegun]:
             raise session_not_found()
         begun = RunBegun(start.session_id, rows[0][0], rows[0][1], SessionKind(rows[0][2]))
         # The row of the session is locked by now: who asks next sees our run. The unique index is the last word.
-        if (yield _CLAIM, {"session_id": start.session_id}):
+        one = {"session_id": start.session_id}
+        if (yield _CLAIM, one) or (yield _QUEUED, one):
             raise session_busy()
     yield (
         _RUN,
@@ -171,19 +191,96 @@ def begin_run(codec: Codec, start: RunStart) -> Script[RunBegun]:
         },
     )
     yield from _write_messages(codec, start.session_id, begun.first_index, start.messages, start.id)
-    if start.metadata:
-        pairs = [(key, metadata_text(value)) for key, value in start.metadata.items()]
-        owner = {"owner_id": start.owner_id}
-        yield (
-            _RUN_METADATA,
-            [{"run_id": start.id, "key": key, "value": value, "created_at": at} | owner for key, value in pairs],
-        )
-        if start.new_session:
-            yield (
-                _SESSION_METADATA,
-                [{"session_id": start.session_id, "key": key, "value": value} | owner for key, value in pairs],
-            )
+    yield from write_metadata(codec, start)
     return begun
+
+
+class NewRun(Protocol):
+    """What a run that begins at once and one that is queued have in common."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def owner_id(self) -> str: ...
+    @property
+    def session_id(self) -> str: ...
+    @property
+    def new_session(self) -> bool: ...
+    @property
+    def kind(self) -> SessionKind: ...
+    @property
+    def agent(self) -> str: ...
+    @property
+    def model(self) -> str: ...
+    @property
+    def title(self) -> str: ...
+    @property
+    def metadata(self) -> dict[str, Any]: ...
+    @property
+    def created_at(self) -> datetime: ...
+
+
+def write_session(codec: Codec, run: NewRun, count: int = 0) -> Script[None]:
+    """The new session of a run, of which `count` messages follow."""
+    yield (
+        _NEW_SESSION,
+        {
+            "session_id": run.session_id,
+            "owner_id": run.owner_id,
+            "count": count,
+            "at": codec.moment(run.created_at),
+            "kind": run.kind.value,
+            "agent": run.agent,
+            "title": run.title,
+            "model": run.model,
+            "metadata": orjson.dumps(run.metadata).decode() if run.metadata else "{}",
+        },
+    )
+
+
+def write_metadata(codec: Codec, run: NewRun) -> Script[None]:
+    """The index of a run's metadata, and that of its session when new."""
+    if not run.metadata:
+        return
+    at = codec.moment(run.created_at)
+    pairs = [(key, metadata_text(value)) for key, value in run.metadata.items()]
+    owner = {"owner_id": run.owner_id}
+    yield (
+        _RUN_METADATA,
+        [{"run_id": run.id, "key": key, "value": value, "created_at": at} | owner for key, value in pairs],
+    )
+    if run.new_session:
+        yield (
+            _SESSION_METADATA,
+            [{"session_id": run.session_id, "key": key, "value": value} | owner for key, value in pairs],
+        )
+
+
+def append_to(
+    codec: Codec, session_id: str, owner_id: str, messages: Sequence[NewMessage], run_id: str | None, at: datetime
+) -> Script[tuple[int, int]]:
+    """Messages at the end of a session: the index of the first, and how many the agent's checkpoint holds.
+
+    Raises:
+        NotFound: the owner has no such session.
+    """
+    session = {"session_id": session_id, "owner_id": owner_id, "count": len(messages), "at": codec.moment(at)}
+    rows = yield _BUMP, session
+    if not rows:
+        raise session_not_found()
+    first: int = rows[0][0]
+    yield from _write_messages(codec, session_id, first, messages, run_id)
+    return first, rows[0][1]
+
+
+def forget_events(run_id: str, first_seq: int) -> Script[None]:
+    """Delete what a run has told from there on; it is written again at once."""
+    yield _FORGET_EVENTS, {"run_id": run_id, "first_seq": first_seq}
+
+
+def notify_of_end(run_id: str, at: Any) -> Script[None]:
+    """Have the owner told, where a webhook was given."""
+    yield _NOTIFY, {"id": run_id, "at": at}
 
 
 def end_run(codec: Codec, end: RunEnd) -> Script[bool]:
@@ -202,15 +299,19 @@ def end_run(codec: Codec, end: RunEnd) -> Script[bool]:
         "unmeasured": end.unmeasured,
         "unpriced": end.unpriced,
         "at": at,
+        "attempt": end.attempt,
+        "dead": bool(end.attempt) and end.status in _DEAD,
+        "last_seq": end.last_seq,
         **counted,
     }
-    ended = _changed((yield _END, run))
+    ended = changed((yield _END, run))
     run_id: str | None = end.id
     session_id = end.session_id
     if not ended:
         rows = yield _RUN_OF, {"id": end.id}
         run_id, session_id = (end.id, rows[0][0]) if rows else (None, None)  # it may be deleted by now
-    if end.calls:
+    calls = end.calls[end.written :]
+    if calls:
         call = {
             "owner_id": end.owner_id,
             "run_id": run_id,
@@ -220,10 +321,13 @@ def end_run(codec: Codec, end: RunEnd) -> Script[bool]:
         }
         yield (
             _CALL,
-            [call | counted_columns(one.usage, one.cost_pico) | {"model": one.model} for one in end.calls],
+            [call | counted_columns(one.usage, one.cost_pico) | {"model": one.model} for one in calls],
         )
     if not ended:
         return False
+    if end.attempt:  # what was told of it so far stands in many small rows: now they become one
+        yield from forget_events(end.id, end.first_seq)
+        yield from notify_of_end(end.id, at)
     yield (
         _EVENTS,
         {"run_id": end.id, "first_seq": end.first_seq, "last_seq": end.last_seq, "events": end.events, "at": at},
@@ -249,12 +353,7 @@ def append_messages(
     Raises:
         NotFound: the owner has no such session.
     """
-    session = {"session_id": session_id, "owner_id": owner_id, "count": len(messages), "at": codec.moment(at)}
-    rows = yield _BUMP, session
-    if not rows:
-        raise session_not_found()
-    first: int = rows[0][0]
-    yield from _write_messages(codec, session_id, first, messages, run_id)
+    first, _ = yield from append_to(codec, session_id, owner_id, messages, run_id, at)
     return list(range(first, first + len(messages)))
 
 
@@ -269,22 +368,59 @@ def renew(codec: Codec, drafts: Mapping[str, str | None], lease_until: datetime)
         yield _RENEW_DRAFT, grown
 
 
-def lose_dead_runs(codec: Codec, now: datetime, dead: frozenset[str]) -> Script[int]:
-    """End the active runs of processes that are gone; what had arrived stays as a partial message."""
+def recover_runs(
+    codec: Codec, now: datetime | None, dead: frozenset[str], alive: frozenset[str], max_crashes: int
+) -> Script[Recovered]:
+    """What becomes of the runs of processes that are gone: background runs go on, where they may; all others are lost.
+
+    Their attempt grows, so that a worker that is not dead after all writes nothing more.
+
+    Args:
+        dead: workers that are known to be gone; of the others, the lease says it.
+        alive: runs of the process that asks; they are alive, whatever the clock says.
+        max_crashes: workers that a run may see die without making progress; then it is taken for the cause.
+    """
+    now = yield from clock(codec, now)
     moment = codec.moment(now)
-    found = yield _ALL_ACTIVE, {}
-    count = 0
-    for run_id, session_id, draft, model, worker, lease_until in found:
-        lapsed = lease_until is not None and lease_until < moment
-        if not lapsed and worker not in dead:
+    recovered = Recovered([], [], [])
+    for run_id, session_id, draft, model, worker, lease, background, status, may_resume, crashes in (yield _HELD, {}):
+        lapsed = lease is not None and lease < moment
+        if run_id in alive or not (lapsed or worker in dead):
             continue
-        ended = {"id": run_id, "now": codec.moment(now), "code": LOST_CODE, "message": LOST_MESSAGE}
-        if not _changed((yield _LOSE, ended)):
+        run = {"id": run_id, "now": moment}
+        if background and status == "running" and may_resume and crashes < max_crashes:
+            if changed((yield _REQUEUE, run)):
+                recovered.requeued.append(run_id)
             continue
-        count += 1
+        cancelled = background and status == "cancelling"
+        fate = _fate(bool(background), cancelled=cancelled, poisoned=bool(may_resume))
+        if not changed((yield _LOSE, run | fate)):
+            continue
+        (recovered.cancelled if cancelled else recovered.lost).append(run_id)
+        if background:
+            yield from notify_of_end(run_id, moment)
         if draft and session_id:
             yield from _keep_draft(codec, session_id, run_id, draft, model, now)
-    return count
+    return recovered
+
+
+def clock(codec: Codec, now: datetime | None = None) -> Script[datetime]:
+    """The time that leases are compared by: the server's where machines share one, else this machine's."""
+    if now is not None:
+        return now
+    if codec.dialect == "sqlite":
+        return datetime.now(UTC)
+    rows = yield "SELECT clock_timestamp()", {}
+    told: datetime = rows[0][0]
+    return told
+
+
+def _fate(background: bool, *, cancelled: bool, poisoned: bool) -> Values:
+    if cancelled:
+        return {"status": "cancelled", "code": "run_cancelled", "message": CANCELLED_MESSAGE, "dead": False}
+    if background and poisoned:
+        return {"status": "lost", "code": "run_poisonous", "message": POISONOUS_MESSAGE, "dead": True}
+    return {"status": "lost", "code": LOST_CODE, "message": LOST_MESSAGE, "dead": background}
 
 
 def _free(codec: Codec, session_id: str, now: datetime) -> Script[None]:
@@ -339,7 +475,7 @@ def _write_messages(
         yield _SIMPLE, lines
 
 
-def _changed(rows: list[Row]) -> bool:
+def changed(rows: list[Row]) -> bool:
     """True when a statement without rows changed one; asking for RETURNING would cost as much as a small insert."""
     return bool(rows[0][0] == 1)
 

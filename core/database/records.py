@@ -8,6 +8,7 @@ from typing import Protocol
 from core.database import record_scripts as scripts
 from core.database.record_writer import RecordWriter
 from core.database.unit_of_work import UnitOfWork
+from domain.background import Recovered
 from domain.runs import NewMessage, RunBegun, RunEnd, RunStart
 
 
@@ -62,6 +63,8 @@ class SqlRecords:
         """Prolong leases, keep drafts."""
         await self.writer.submit(lambda codec: scripts.renew(codec, drafts, lease_until), flush=False)
 
-    async def lose_dead_runs(self, now: datetime, dead: frozenset[str]) -> int:
-        """End the runs of processes that are gone."""
-        return await self.writer.submit(lambda codec: scripts.lose_dead_runs(codec, now, dead))
+    async def recover_runs(
+        self, now: datetime | None, dead: frozenset[str], alive: frozenset[str], max_crashes: int
+    ) -> Recovered:
+        """What becomes of the runs of processes that are gone."""
+        return await self.writer.submit(lambda codec: scripts.recover_runs(codec, now, dead, alive, max_crashes))

@@ -7,6 +7,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    Float,
     ForeignKey,
     Index,
     Integer,
@@ -15,11 +16,12 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    false,
     text,
 )
 
 from core.database.types import IndexedJson, UtcDateTime
-from domain.runs import ACTIVE, BAD
+from domain.runs import BAD, HOLDING
 
 NAMING = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -92,7 +94,11 @@ auth_epoch = Table(
     Column("epoch", Integer, nullable=False),
 )
 
-_ACTIVE = text(f"status IN ({', '.join(repr(status.value) for status in sorted(ACTIVE))})")
+_HOLDING = text(f"status IN ({', '.join(repr(status.value) for status in sorted(HOLDING))})")
+_QUEUED = text("status = 'queued'")
+_DEAD = text("dead")
+_THREAD = text("has_thread")
+_ZERO = text("0")
 _BAD = text(f"status IN ({', '.join(repr(status.value) for status in sorted(BAD))})")
 
 
@@ -193,6 +199,27 @@ runs = Table(
     Column("lease_until", UtcDateTime),
     Column("worker", String(128)),
     Column("draft", Text),
+    # What follows is of background runs. `queue_rank` is the priority turned round: the queue is read in its order.
+    Column("background", Boolean, nullable=False, server_default=false()),
+    Column("attempt", Integer, nullable=False, server_default=_ZERO),
+    Column("priority", Integer, nullable=False, server_default=_ZERO),
+    Column("queue_rank", Integer, nullable=False, server_default=_ZERO),
+    Column("available_at", UtcDateTime),
+    Column("time_limit", Float),
+    Column("spent", Float, nullable=False, server_default=_ZERO),
+    Column("crashes", Integer, nullable=False, server_default=_ZERO),
+    Column("retries", Integer, nullable=False, server_default=_ZERO),
+    Column("may_resume", Boolean, nullable=False, server_default=false()),
+    Column("first_index", Integer),
+    Column("synced", Integer, nullable=False, server_default=_ZERO),
+    Column("last_seq", Integer, nullable=False, server_default=_ZERO),
+    Column("request", JSON(none_as_null=True)),
+    Column("pending", JSON(none_as_null=True)),
+    Column("mark", String(64)),
+    Column("has_thread", Boolean, nullable=False, server_default=false()),
+    Column("webhook", Text),
+    Column("retry_of", String(36)),
+    Column("dead", Boolean, nullable=False, server_default=false()),
     Index("ix_runs_owner_created", "owner_id", "created_at", "id"),
     Index("ix_runs_owner_agent_created", "owner_id", "agent", "created_at", "id"),
     Index("ix_runs_session", "session_id", "created_at"),
@@ -200,7 +227,71 @@ runs = Table(
     Index("ix_runs_owner_bad", "owner_id", "status", "created_at", "id", sqlite_where=_BAD, postgresql_where=_BAD),
     # The law that two runs never write into one session at once: kept by the engine, whoever they are. It is also
     # where runs in progress, and those of dead processes, are found.
-    Index("uq_runs_one_active", "session_id", unique=True, sqlite_where=_ACTIVE, postgresql_where=_ACTIVE),
+    Index("uq_runs_one_active", "session_id", unique=True, sqlite_where=_HOLDING, postgresql_where=_HOLDING),
+    # The queue, in the order it is taken; and who waits for a session. An attached run never touches them.
+    Index("ix_runs_queue", "queue_rank", "available_at", "id", sqlite_where=_QUEUED, postgresql_where=_QUEUED),
+    Index("ix_runs_queued_session", "session_id", sqlite_where=_QUEUED, postgresql_where=_QUEUED),
+    Index("ix_runs_queued_owner", "owner_id", sqlite_where=_QUEUED, postgresql_where=_QUEUED),
+    Index("ix_runs_dead", "owner_id", "created_at", "id", sqlite_where=_DEAD, postgresql_where=_DEAD),
+    Index("ix_runs_thread", "id", sqlite_where=_THREAD, postgresql_where=_THREAD),
+)
+
+#: What runs ask of humans. Answered once, by compare-and-set.
+approvals = Table(
+    "approvals",
+    metadata,
+    Column("run_id", String(36), ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True),
+    Column("id", String(64), primary_key=True),
+    Column("owner_id", String(36), nullable=False),
+    Column("payload", JSON(none_as_null=True)),
+    Column("status", String(16), nullable=False),
+    Column("answer", JSON(none_as_null=True)),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("answered_at", UtcDateTime),
+    Column("answered_by", String(64)),
+)
+
+#: News of runs' ends on their way to their owners: an outbox, filled in the transaction that ends the run.
+webhook_deliveries = Table(
+    "webhook_deliveries",
+    metadata,
+    Column("run_id", String(36), ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True),
+    Column("owner_id", String(36), nullable=False),
+    Column("url", Text, nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("last_error", Text),
+    Column("next_at", UtcDateTime),
+    Column("delivered_at", UtcDateTime),
+    Column("created_at", UtcDateTime, nullable=False),
+    Index(
+        "ix_webhook_deliveries_next",
+        "next_at",
+        sqlite_where=text("status = 'pending'"),
+        postgresql_where=text("status = 'pending'"),
+    ),
+)
+
+#: Runs that begin by the clock.
+schedules = Table(
+    "schedules",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    Column("owner_id", String(36), ForeignKey("users.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("agent", String(64), nullable=False),
+    Column("name", String(100), nullable=False),
+    Column("cron", String(100), nullable=False),
+    Column("timezone", String(64), nullable=False),
+    Column("request", JSON, nullable=False),
+    Column("allowed_models", JSON, nullable=False),
+    Column("enabled", Boolean, nullable=False),
+    Column("next_at", UtcDateTime),
+    Column("last_at", UtcDateTime),
+    Column("last_run_id", String(36)),
+    Column("last_error", Text),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("updated_at", UtcDateTime, nullable=False),
+    Index("ix_schedules_next", "next_at", sqlite_where=text("enabled"), postgresql_where=text("enabled")),
 )
 
 #: What model calls cost. A row outlives its run and its session: what was spent stays spent.

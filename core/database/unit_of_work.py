@@ -1,7 +1,12 @@
 """One use case, one transaction: everything in it is written, or nothing."""
 
+from collections.abc import Callable
+from typing import Any
+
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from core.database.record_scripts import Codec, Script, T
+from core.database.repositories.background import ApprovalRepository, DeliveryRepository, ScheduleRepository
 from core.database.repositories.credentials import (
     ApiKeyRepository,
     AuthEpochRepository,
@@ -17,6 +22,7 @@ from core.database.repositories.sessions import (
     SimpleMessageRepository,
 )
 from core.database.repositories.users import UserRepository
+from core.database.script_runner import run_script_on
 
 
 class UnitOfWork:
@@ -34,3 +40,15 @@ class UnitOfWork:
         self.runs = RunRepository(connection)
         self.model_calls = ModelCallRepository(connection)
         self.idempotency_keys = IdempotencyRepository(connection)
+        self.approvals = ApprovalRepository(connection)
+        self.deliveries = DeliveryRepository(connection)
+        self.schedules = ScheduleRepository(connection)
+        self._connection = connection
+
+    async def run_script(self, script: Callable[[Codec], Script[T]]) -> T:
+        """Run one of the writer's scripts as part of this transaction."""
+        return await run_script_on(self._connection, script(Codec(self._connection.dialect.name)))
+
+    async def driver_connection(self) -> Any:
+        """The driver's own connection, for a library that writes into this transaction."""
+        return (await self._connection.get_raw_connection()).driver_connection

@@ -80,8 +80,8 @@ class RunRepository(SurrealRepository[Run]):
         rows = [_stats_row(group, runs) for group, runs in groups.items()]
         return sorted(rows, key=lambda row: (-row.executions, row.group or ""))
 
-    async def events(self, run_id: str) -> list[str]:
-        """The stored events of a run."""
+    async def events(self, run_id: str, after: int = 0) -> list[str]:
+        """The stored events of a run; here they are one batch, written with its end."""
         rows = await self._work.rows(
             f"SELECT events, first_seq FROM {EVENTS} WHERE run_id = $r ORDER BY first_seq", r=run_id
         )
@@ -137,6 +137,8 @@ def _run_conditions(wanted: RunFilter) -> tuple[list[str], Row]:
     if wanted.statuses:
         conditions.append("run_status IN $statuses")
         values["statuses"] = sorted(status.value for status in wanted.statuses)
+    if wanted.dead:
+        conditions.append("false")  # it keeps no background runs
     if wanted.since is not None:
         conditions.append("created_at >= $since")
         values["since"] = wanted.since

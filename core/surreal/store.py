@@ -9,13 +9,14 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
-from datetime import datetime
+from datetime import UTC, datetime
 
 import orjson
 from uuid_utils import uuid7
 
 from core.surreal.connection import EVENTS, Engine, open_engine
 from core.surreal.work import SurrealWork
+from domain.background import Recovered
 from domain.enums import RunStatus
 from domain.errors import Conflict
 from domain.runs import ACTIVE, ModelCall, NewMessage, Run, RunBegun, RunEnd, RunStart, SimplePart, counted_columns
@@ -105,13 +106,20 @@ class SurrealStore:
                 kept = {} if draft is None else {"draft": draft}
                 await work.runs.update_one(run_id, lease_until=lease_until, **kept)
 
-    async def lose_dead_runs(self, now: datetime, dead: frozenset[str]) -> int:
-        """End the runs of processes that are gone."""
+    async def recover_runs(
+        self, now: datetime | None, dead: frozenset[str], alive: frozenset[str], max_crashes: int
+    ) -> Recovered:
+        """End the runs of processes that are gone; this store has no background runs that could go on."""
+        now = now or datetime.now(UTC)
         async with self.unit_of_work() as work:
-            found = [run for run in await work.runs.active() if _lapsed(run, now) or run.worker in dead]
+            found = [
+                run
+                for run in await work.runs.active()
+                if run.id not in alive and (_lapsed(run, now) or run.worker in dead)
+            ]
             for run in found:
                 await _lose(work, run, now)
-            return len(found)
+            return Recovered([], [run.id for run in found], [])
 
     async def aclose(self) -> None:
         """Wait until everything that was begun is written."""

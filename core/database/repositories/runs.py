@@ -7,9 +7,11 @@ from sqlalchemy import (
     ColumnElement,
     Float,
     FromClause,
+    RowMapping,
     Select,
     case,
     cast,
+    delete,
     extract,
     func,
     insert,
@@ -22,7 +24,7 @@ from sqlalchemy import (
 from core.database import tables
 from core.database.repositories.base import Repository
 from domain.enums import RunStatus
-from domain.runs import ACTIVE, BAD, Cursor, Run, RunFilter, metadata_text
+from domain.runs import ACTIVE, BAD, HOLDING, Cursor, Run, RunFilter, metadata_text
 from domain.stats import StatsBy, StatsRow
 from domain.usage import Usage, from_pico
 
@@ -35,6 +37,12 @@ class RunRepository(Repository[Run]):
 
     table = tables.runs
     record = Run
+
+    def _record(self, row: RowMapping) -> Run:
+        """Without what only the queue needs."""
+        values = dict(row)
+        del values["queue_rank"], values["pending"]
+        return Run.model_validate(values)
 
     async def create(self, record: Run) -> Run:
         """Insert it, with its metadata index."""
@@ -79,13 +87,16 @@ class RunRepository(Repository[Run]):
         return [self._record(row) for row in (await self._connection.execute(query)).mappings()]
 
     async def in_progress(self, owner_id: str | None, now: datetime) -> list[Run]:
-        """Runs that are active and whose lease holds, newest first."""
-        conditions = [_one_of(ACTIVE), self.table.c.lease_until >= now]
-        if owner_id is not None:
-            # Not by the owner's index, which holds all of their runs: by that of the few that are active.
-            conditions.append(func.coalesce(self.table.c.owner_id, "") == owner_id)
-        order = [self.table.c.created_at.desc(), self.table.c.id.desc()]
-        return await self.find_many(*conditions, order_by=order, limit=1_000)
+        """Runs that are queued, waiting, or active with a lease that holds, newest first."""
+        table = self.table
+        # Each in the words of its own partial index; and not by the owner's, which holds all of their runs.
+        owner = [] if owner_id is None else [func.coalesce(table.c.owner_id, "") == owner_id]
+        alive = (table.c.lease_until >= now) | (table.c.status == RunStatus.WAITING.value)
+        queued = table.c.status == literal(RunStatus.QUEUED.value, literal_execute=True)
+        order = [table.c.created_at.desc(), table.c.id.desc()]
+        found = await self.find_many(_one_of(HOLDING), alive, *owner, order_by=order, limit=1_000)
+        found += await self.find_many(queued, *owner, order_by=order, limit=1_000)
+        return sorted(found, key=lambda run: (run.created_at, run.id), reverse=True)
 
     async def statistics(self, wanted: RunFilter, by: StatsBy, key: str | None = None) -> list[StatsRow]:
         """Counts and sums by group, the largest group first."""
@@ -97,11 +108,60 @@ class RunRepository(Repository[Run]):
         query = query.group_by(group).order_by(func.count().desc(), group).limit(_MAX_GROUPS)
         return [_stats_row(dict(row)) for row in (await self._connection.execute(query)).mappings()]
 
-    async def events(self, run_id: str) -> list[str]:
-        """The stored events of a run: JSON arrays, in order."""
+    async def events(self, run_id: str, after: int = 0) -> list[str]:
+        """The stored events of a run: JSON arrays, in order, from the one that holds `after + 1` on."""
         table = tables.run_events
-        query = select(table.c.events).where(table.c.run_id == run_id).order_by(table.c.first_seq)
+        query = select(table.c.events).where(table.c.run_id == run_id, table.c.last_seq > after)
+        return list((await self._connection.execute(query.order_by(table.c.first_seq))).scalars())
+
+    async def cancelling(self, worker: str) -> list[str]:
+        """Runs of that worker whose end was asked for."""
+        table = self.table
+        query = select(table.c.id).where(
+            _one_of(HOLDING), table.c.status == RunStatus.CANCELLING.value, table.c.worker == worker
+        )
         return list((await self._connection.execute(query)).scalars())
+
+    async def waiting_for_a_worker(self, since: datetime, limit: int) -> list[tuple[str, str | None, int]]:
+        """Queued runs that could have begun before `since`: id, session, priority."""
+        table = self.table
+        queued = table.c.status == literal(RunStatus.QUEUED.value, literal_execute=True)
+        query = select(table.c.id, table.c.session_id, table.c.priority).where(queued, table.c.available_at < since)
+        query = query.order_by(table.c.queue_rank, table.c.available_at, table.c.id).limit(limit)
+        return [(row[0], row[1], row[2]) for row in await self._connection.execute(query)]
+
+    async def queue_depth(self, limit: int) -> int:
+        """How many runs are in the queue; counted up to `limit`."""
+        queued = self.table.c.status == literal(RunStatus.QUEUED.value, literal_execute=True)
+        some = select(self.table.c.id).where(queued).limit(limit).subquery()
+        return int((await self._connection.execute(select(func.count()).select_from(some))).scalar_one())
+
+    async def mark_resent(self, run_id: str, owner_id: str) -> bool:
+        """The dead letter is sent again: True for the one who does it."""
+        table = self.table
+        return await self.update(table.c.id == run_id, table.c.owner_id == owner_id, table.c.dead, dead=False) == 1
+
+    async def set_mark(self, run_id: str, attempt: int, mark: str) -> None:
+        """The checkpoint from which a run goes on; when it has moved, earlier crashes are forgiven."""
+        table = self.table
+        moved = func.coalesce(table.c.mark, "") != mark
+        await self.update(table.c.id == run_id, table.c.attempt == attempt, moved, mark=mark, crashes=0)
+
+    async def threads_to_forget(self, limit: int) -> list[str]:
+        """Ended runs whose checkpoints are still there."""
+        table = self.table
+        query = select(table.c.id).where(table.c.has_thread, table.c.completed_at.is_not(None)).limit(limit)
+        return list((await self._connection.execute(query)).scalars())
+
+    async def trim_events(self, before: datetime, limit: int) -> int:
+        """Delete events of runs that ended before; of how many runs."""
+        table, events = self.table, tables.run_events
+        ended = table.c.completed_at < literal(before, table.c.completed_at.type)
+        query = select(events.c.run_id).join(table, table.c.id == events.c.run_id).where(events.c.at < before, ended)
+        ids = list((await self._connection.execute(query.distinct().limit(limit))).scalars())
+        if ids:
+            await self._connection.execute(delete(events).where(events.c.run_id.in_(ids)))
+        return len(ids)
 
     def _grouped(self, by: StatsBy, key: str | None) -> tuple[ColumnElement[Any], Select[Any]]:
         table = self.table
@@ -157,6 +217,8 @@ class RunRepository(Repository[Run]):
             found.append(table.c.status == next(iter(wanted.statuses)).value)
         elif wanted.statuses:
             found.append(table.c.status.in_(sorted(status.value for status in wanted.statuses)))
+        if wanted.dead:
+            found.append(table.c.dead)
         if wanted.since is not None:
             found.append(at >= literal(wanted.since, table.c.created_at.type))
         if wanted.until is not None:

@@ -8,8 +8,9 @@ from sqlalchemy import ColumnElement, delete, exists, func, insert, literal, sel
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from core.database import tables
-from core.database.record_scripts import Codec, Script, T, append_messages, to_pyformat
+from core.database.record_scripts import Codec, append_messages
 from core.database.repositories.base import Repository
+from core.database.script_runner import run_script_on
 from domain.runs import ACTIVE, Cursor, ModelCall, NewMessage, counted_columns, metadata_text
 from domain.sessions import RawMessage, Session, SessionUsage, SimpleMessage
 from domain.usage import Usage, from_pico
@@ -134,7 +135,9 @@ class RawMessageRepository:
             NotFound: the owner has no such session.
         """
         codec = Codec(self._connection.dialect.name)
-        return await self._run(append_messages(codec, session_id, owner_id, messages, run_id, datetime.now(UTC)))
+        return await run_script_on(
+            self._connection, append_messages(codec, session_id, owner_id, messages, run_id, datetime.now(UTC))
+        )
 
     async def find_by_session_id(self, session_id: str, *, after: int = -1, limit: int = 1_000) -> list[RawMessage]:
         """Messages with an index above `after`, in order."""
@@ -142,20 +145,6 @@ class RawMessageRepository:
         query = select(table).where(table.c.session_id == session_id, table.c.message_index > after)
         rows = await self._connection.execute(query.order_by(table.c.message_index).limit(limit))
         return [RawMessage.model_validate(dict(row)) for row in rows.mappings()]
-
-    async def _run(self, script: Script[T]) -> T:
-        """Drive a script on this unit of work's connection."""
-        postgresql = self._connection.dialect.name == "postgresql"
-        try:
-            sql, values = next(script)
-            while True:
-                result = await self._connection.exec_driver_sql(to_pyformat(sql) if postgresql else sql, values)
-                sql, values = script.send(
-                    [tuple(row) for row in result] if result.returns_rows else [(result.rowcount,)]
-                )
-        except StopIteration as end:
-            done: T = end.value
-            return done
 
 
 class SimpleMessageRepository:
