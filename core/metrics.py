@@ -30,6 +30,20 @@ class Metrics:
             "routeur_run_seconds", "Duration of a run, in seconds", ("agent",), buckets=_SECONDS, registry=self.registry
         )
         self.runs_open = Gauge("routeur_runs_open", "Runs going on", registry=self.registry)
+        self.background_open = Gauge(
+            "routeur_background_runs_open", "Background runs going on in this process", registry=self.registry
+        )
+        self.loop_lag = Gauge(
+            "routeur_loop_lag_seconds",
+            "How late the event loop was, the worst of the last seconds",
+            registry=self.registry,
+        )
+        self.loop_blocked = Counter(
+            "routeur_loop_blocked",
+            "Times that an agent was stopped because it held up the process",
+            registry=self.registry,
+        )
+        self._webhooks = Counter("routeur_webhooks", "Webhook deliveries tried", ("outcome",), registry=self.registry)
         self._tokens = Counter(
             "routeur_tokens", "Tokens that providers reported", ("model", "direction"), registry=self.registry
         )
@@ -70,6 +84,10 @@ class Metrics:
             return
         self._tokens.labels(model, "input").inc(usage.input_tokens)
         self._tokens.labels(model, "output").inc(usage.output_tokens)
+
+    def webhook_tried(self, outcome: str) -> None:
+        """One delivery was tried: delivered, failed, or to be tried again."""
+        self._webhooks.labels(outcome).inc()
 
     def swept(self, what: str, count: int) -> None:
         """A sweep deleted that many."""

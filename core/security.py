@@ -86,6 +86,11 @@ class KeyRing:
         former = tuple(_read_pem(Path(path)) for path in settings.jwt_public_key_files)
         return cls(settings.jwt_algorithm, _read_pem(settings.jwt_private_key_file), former)
 
+    @property
+    def secret(self) -> str:
+        """What only this house knows: other secrets are derived from it."""
+        return self._signing
+
     def jwks(self) -> dict[str, list[dict[str, str]]] | None:
         """The public keys as a JWK set; None for HS256, whose key is a secret."""
         if self.algorithm == "HS256":
