@@ -8,6 +8,7 @@ from typing import Any
 
 from config.settings import Settings
 from core.database.engine import Database
+from domain.background import Recovered
 from domain.ports import RecordStore
 from domain.runs import RunBegun, RunEnd, RunStart
 from services import container
@@ -43,8 +44,10 @@ class Forgetful:
     async def renew(self, drafts: dict[str, str | None], lease_until: datetime) -> None:
         return
 
-    async def lose_dead_runs(self, now: datetime, dead: frozenset[str]) -> int:
-        return 0
+    async def recover_runs(
+        self, now: datetime | None, dead: frozenset[str], alive: frozenset[str], max_crashes: int
+    ) -> Recovered:
+        return Recovered([], [], [])
 
 
 async def _forgetful(stack: AsyncExitStack, settings: Settings, database: Database) -> RecordStore:

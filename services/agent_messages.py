@@ -53,6 +53,12 @@ def _to_langchain(message: Message) -> BaseMessage:
             return AIMessage(content, id=new_message_id(), name=message.name, tool_calls=calls)
 
 
+def question_of(asked: Sequence[BaseMessage]) -> str:
+    """What was asked: the text of the last thing that a human said."""
+    question = next((message for message in reversed(asked) if message.type == "human"), asked[-1])
+    return str(question.text)
+
+
 def to_record(message: BaseMessage, at: datetime) -> NewMessage:
     """A LangChain message as it is stored: all its fields, and the lines that a reader sees."""
     return record_of({"type": message.type, "data": message.__dict__}, at)

@@ -34,6 +34,7 @@ from services.tool_registry import ToolRegistry, UnknownTool
 logger = logging.getLogger(__name__)
 
 _AGENT_ID = re.compile(AGENT_ID_PATTERN)
+_SECRET_NAME = re.compile(r"(?i)secret|password|passwd|token|credential|api_?key|private_?key")
 _MAX_CONFIG_BYTES = 1_000_000
 
 
@@ -117,6 +118,16 @@ class AgentRegistry:
             raise AgentNotFound(key, sorted(self._agents))
         return self._agents[key].spec.kind
 
+    def run_limits(self) -> dict[str, int]:
+        """How many background runs of an agent may go on at once, where its config says so."""
+        found = {key: agent.spec.background.max_concurrent for key, agent in self._agents.items()}
+        return {key: limit for key, limit in found.items() if limit is not None}
+
+    def idle_limit(self, key: str) -> float | None:
+        """Seconds that a background run of that agent may be silent; None: as long as it likes."""
+        agent = self._agents.get(key)
+        return None if agent is None else agent.spec.idle_timeout
+
     def get_builder(self, key: str) -> GraphBuilder:
         """The builder of that agent; raises as `get`."""
         builder = self.get(key).builder
@@ -161,6 +172,17 @@ class AgentRegistry:
         if key not in self._agents:
             raise AgentNotFound(key, sorted(self._agents))
         return self._info(self._agents[key])
+
+    def shown_spec(self, key: str) -> AgentSpec:
+        """An agent's config, fit to be shown.
+
+        Raises:
+            AgentNotFound: there is none of that id.
+        """
+        if key not in self._agents:
+            raise AgentNotFound(key, sorted(self._agents))
+        spec = self._agents[key].spec
+        return spec.model_copy(update={"metadata": _without_secrets(spec.metadata)})
 
     def discover(self, plugins_dir: Path) -> None:
         """Find and load every agent: ours, then entry points, then plugins, so that your own may replace ours."""
@@ -220,6 +242,15 @@ def read_spec(path: Path) -> AgentSpec:
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, one['loc'])) or 'file'}: {one['msg']}" for one in error.errors()]
         raise BrokenAgent(f"config.yaml: {'; '.join(problems)}") from error
+
+
+def _without_secrets(value: Any) -> Any:
+    """The same, without what stands under a name that promises a secret."""
+    if isinstance(value, dict):
+        return {
+            key: "[redacted]" if _SECRET_NAME.search(str(key)) else _without_secrets(one) for key, one in value.items()
+        }
+    return [_without_secrets(one) for one in value] if isinstance(value, list) else value
 
 
 def _agent_folders(parent: Path) -> list[Path]:

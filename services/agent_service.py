@@ -7,29 +7,47 @@ after that a failure is an event. invoke is stream, collected.
 import asyncio
 import logging
 from collections import OrderedDict
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal, Protocol, TypeAlias
 
+from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.messages import BaseMessage
 from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.graph.state import CompiledStateGraph
+from langgraph.runtime import RunControl
 
 from config.settings import AgentSettings
 from core.metrics import Metrics
+from domain.agents import ModelParameters
 from domain.auth import Principal
-from domain.enums import Role
-from domain.errors import Forbidden, InternalError, RateLimited
-from domain.events import AgentEvent, RunFinished
+from domain.background import RunParameters
+from domain.enums import Role, SessionKind
+from domain.errors import Conflict, Forbidden, InternalError, RateLimited, Unavailable
+from domain.events import (
+    AgentEvent,
+    Envelope,
+    EventLaws,
+    RunCancelled,
+    RunFinished,
+    RunResumed,
+    RunWaiting,
+    UsageReported,
+)
+from domain.formats import ResponseFormat
 from domain.messages import Message
 from domain.models import CompletionRequest, CompletionResult
 from domain.ports import RecordStore
-from domain.sessions import Session
-from graphs.checkpointing import FIRST_INDEX, Checkpoints, remembers_more
-from services.agent_messages import from_records, to_langchain, to_record
+from domain.runs import Run, RunBegun
+from domain.sessions import RawMessage, Session
+from graphs.checkpointing import FIRST_INDEX, RUN_ID, Checkpoints, remembers_more
+from services.agent_memory import all_texts, recall
+from services.agent_messages import from_records, question_of, to_langchain, to_record
 from services.agent_registry import AgentRegistry, RegisteredAgent
-from services.agent_stream import RunStream
+from services.agent_stream import Past, RunStream
 from services.llm_service import LLMService
 from services.run_recorder import Asked, Book, RunRecorder
 from services.session_service import require_session
@@ -37,9 +55,11 @@ from services.session_service import require_session
 logger = logging.getLogger(__name__)
 
 _BUSY_RETRY = 1.0  # seconds; runs end all the time
+_BUILD_LIMIT = 30.0  # seconds that an agent's builder may take
 
 Graph = CompiledStateGraph[Any, Any, Any, Any]
-_Key = tuple[str, str, float | None, int | None, str | None]  # agent, model, and what a caller may set
+Saver: TypeAlias = BaseCheckpointSaver[Any]
+_Key = tuple[str, str, float | None, int | None, str | None, bool]  # agent, model, what a caller may set, durable
 _HISTORY_PAGE = 1_000
 
 
@@ -49,6 +69,33 @@ class _Compiled:
 
     graph: Graph
     checkpointed: bool
+
+
+class ModelWish(Protocol):
+    """How a caller wants the model to be asked."""
+
+    @property
+    def temperature(self) -> float | None: ...
+    @property
+    def max_tokens(self) -> int | None: ...
+    @property
+    def response_format(self) -> ResponseFormat | None: ...
+    @property
+    def parameters(self) -> ModelParameters: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """Who is to answer: an agent and a model, in a session that exists (or a new one)."""
+
+    agent: RegisteredAgent
+    model: str
+    session: Session | None
+
+    @property
+    def kind(self) -> SessionKind:
+        """What the run is counted as."""
+        return self.session.kind if self.session else self.agent.spec.kind
 
 
 class AgentService:
@@ -75,6 +122,7 @@ class AgentService:
         self._graphs: OrderedDict[_Key, _Compiled] = OrderedDict()
         self._open = 0
         self._quiet = asyncio.Event()
+        self._building = asyncio.Lock()
         self.compiled = 0
 
     @property
@@ -105,6 +153,8 @@ class AgentService:
         if stream.error is not None:
             raise stream.error
         last = events[-1].event
+        if isinstance(last, RunCancelled):
+            raise Conflict("The run was cancelled.", code="run_cancelled")
         if not isinstance(last, RunFinished):
             raise InternalError
         return CompletionResult(
@@ -132,20 +182,15 @@ class AgentService:
             Unavailable: the agent is broken, no model is configured, or the run cannot be written down.
             RateLimited: too many runs at once.
         """
-        session = None
-        if request.session_id is not None:
-            session = await require_session(self._store, request.session_id, caller)
-        agent = self._agent(request.agent or (session.agent if session else self._registry.default_agent), caller)
-        model = (await self._llm.resolve(request.model, agent.spec.model)).id
-        if caller.allowed_models and model not in caller.allowed_models:
-            raise Forbidden(f"This key may not use the model '{model}'.", code="model_not_allowed", param="model")
+        resolved = await self.resolve(request.agent, request.model, request.session_id, caller)
+        agent, model, session = resolved.agent, resolved.model, resolved.session
         if self._open >= self._settings.max_concurrent_runs:
             raise RateLimited("Too many runs at once; try again in a moment.", retry_after=_BUSY_RETRY)
         compiled = await self._graph(agent, model, request)
         asked = to_langchain(request.messages or [Message(role=Role.USER, content=request.message or "")])
-        book = await self._begin(request, caller, agent, model, session, asked)
+        book = await self._begin(request, caller, resolved, asked)
         try:
-            earlier = await self._earlier(agent, book, compiled.checkpointed) if session is not None else []
+            earlier = await self._earlier(agent, book.begun, compiled.checkpointed) if session is not None else []
         except BaseException as error:
             await book.abandon(error)
             raise
@@ -163,7 +208,7 @@ class AgentService:
             config,
             agent=agent.id,
             model=model,
-            limit=min(agent.spec.timeout or self._settings.max_execution_time, self._settings.max_execution_time),
+            limit=self.limit_of(agent),
             streams=streams,
             run_id=book.run_id,
             session_id=book.session_id,
@@ -175,42 +220,136 @@ class AgentService:
         self._recorder.follow(run)
         return run
 
+    async def resolve(
+        self, agent_id: str | None, model: str | None, session_id: str | None, caller: Principal
+    ) -> Resolved:
+        """Who is to answer this caller. Raises as `stream`."""
+        session = await require_session(self._store, session_id, caller) if session_id is not None else None
+        agent = self._agent(agent_id or (session.agent if session else self._registry.default_agent), caller)
+        chosen = (await self._llm.resolve(model, agent.spec.model)).id
+        if caller.allowed_models and chosen not in caller.allowed_models:
+            raise Forbidden(f"This key may not use the model '{chosen}'.", code="model_not_allowed", param="model")
+        return Resolved(agent, chosen, session)
+
+    def limit_of(self, agent: RegisteredAgent, asked: float | None = None) -> float:
+        """Seconds that a run of that agent may take: the least of what was asked, the agent's own and the house's."""
+        most = self._settings.max_execution_time
+        return min(most, agent.spec.timeout or most, asked or most)
+
+    async def go_on(self, run: Run, book: Book, told: list[Envelope], answers: Mapping[str, Any]) -> RunStream:
+        """A background run that a worker has taken, ready to be iterated: from its beginning, or its checkpoint.
+
+        Args:
+            told: its events so far.
+            answers: of humans, by the id of the approval.
+
+        Raises:
+            RouteurError: its agent or its model is not here (any more).
+        """
+        agent = self._registry.get(run.agent)
+        model, session_id = run.model or "", run.session_id or ""
+        wish = RunParameters.model_validate(run.request or {})
+        compiled = await self._graph(agent, model, wish, durable=True)
+        book.checkpointed = compiled.checkpointed
+        thread = session_id if compiled.checkpointed else run.id
+        config: RunnableConfig = {
+            "recursion_limit": agent.spec.recursion_limit,
+            "configurable": {"thread_id": thread},
+            "metadata": {
+                "user_id": run.owner_id,
+                "session_id": session_id,
+                "request": run.metadata,
+                FIRST_INDEX: run.first_index or 0,
+                RUN_ID: run.id,
+            },
+        }
+        mark = await self._checkpoints.latest(thread, run.id) if run.attempt > 1 else None
+        past = self._past(run, told) if run.attempt > 1 else None
+        given: Any = None
+        conversation: list[BaseMessage] = []
+        if mark is None or past is None:
+            asked = from_records(await self._stored(session_id, book.begun.first_index - 1, run.id))
+            conversation = [*await self._earlier(agent, book.begun, compiled.checkpointed), *asked]
+            given = {**(wish.state or {}), "messages": conversation}
+            if past is not None:
+                past.cut, past.dropped = all_texts(told), list(past.laws.open_tools)
+        else:
+            known = {message.id for message in from_records(await self._stored(session_id, -1))}
+            snapshot = await compiled.graph.aget_state(config)
+            given = recall(past, told, snapshot, known, answers)
+            await book.went_on_from(mark)
+        return RunStream(
+            compiled.graph,
+            conversation,
+            config,
+            agent=agent.id,
+            model=model,
+            limit=max(0.001, (run.time_limit or self.limit_of(agent)) - run.spent),
+            streams=True,
+            run_id=run.id,
+            session_id=session_id,
+            book=book,
+            durability=agent.spec.background.durability,
+            given=given,
+            past=past,
+            control=RunControl(),
+            background=True,
+            on_start=self._started,
+            on_end=self._ended,
+        )
+
+    def _past(self, run: Run, told: list[Envelope]) -> Past:
+        laws = EventLaws()
+        for envelope in told:
+            laws.admit(envelope.event)
+        calls = [envelope.event for envelope in told if isinstance(envelope.event, UsageReported)]
+        resumed = [envelope.event for envelope in told if isinstance(envelope.event, RunResumed)]
+        reason: Literal["approval", "crash", "retry", "drain"] = "crash" if run.crashes else "drain"
+        if told and isinstance(told[-1].event, RunWaiting):
+            reason = "approval"
+        elif run.retries > sum(one.reason == "retry" for one in resumed):
+            reason = "retry"
+        return Past(reason, run.attempt, told[-1].seq if told else 0, laws, calls=calls)
+
+    async def _stored(self, session_id: str, after: int, run_id: str | None = None) -> list[RawMessage]:
+        """A session's messages from an index on; of one run only, or all."""
+        stored: list[RawMessage] = []
+        async with self._store.reading() as work:
+            while page := await work.raw_messages.find_by_session_id(session_id, after=after, limit=_HISTORY_PAGE):
+                stored += page
+                after = page[-1].message_index
+        return [raw for raw in stored if run_id is None or raw.run_id == run_id]
+
     async def _begin(
-        self,
-        request: CompletionRequest,
-        caller: Principal,
-        agent: RegisteredAgent,
-        model: str,
-        session: Session | None,
-        asked: list[BaseMessage],
+        self, request: CompletionRequest, caller: Principal, resolved: Resolved, asked: list[BaseMessage]
     ) -> Book:
         now = datetime.now(UTC)
-        question = next((message for message in reversed(asked) if message.type == "human"), asked[-1])
+        session = resolved.session
         return await self._recorder.begin(
             Asked(
                 caller=caller,
-                kind=session.kind if session else agent.spec.kind,
-                agent=agent.id,
-                model=model,
+                kind=resolved.kind,
+                agent=resolved.agent.id,
+                model=resolved.model,
                 session_id=session.id if session else None,
                 messages=[to_record(message, now) for message in asked],
-                text=str(question.text),
+                text=question_of(asked),
                 metadata=request.metadata,
             )
         )
 
-    async def _earlier(self, agent: RegisteredAgent, book: Book, checkpointed: bool) -> list[BaseMessage]:
+    async def _earlier(self, agent: RegisteredAgent, begun: RunBegun, checkpointed: bool) -> list[BaseMessage]:
         """What was said before in this session, as far as the agent is to know it and its checkpoint does not."""
         if agent.spec.memory.kind == "none":
             return []
-        after = book.begun.synced - 1 if checkpointed else -1
+        after = begun.synced - 1 if checkpointed else -1
         if not checkpointed and agent.spec.memory.max_messages is not None:
-            after = max(after, book.begun.first_index - 1 - agent.spec.memory.max_messages)
+            after = max(after, begun.first_index - 1 - agent.spec.memory.max_messages)
         stored = []
         async with self._store.reading() as work:
-            while after + 1 < book.begun.first_index:
+            while after + 1 < begun.first_index:
                 page = await work.raw_messages.find_by_session_id(
-                    book.session_id, after=after, limit=min(_HISTORY_PAGE, book.begun.first_index - 1 - after)
+                    begun.session_id, after=after, limit=min(_HISTORY_PAGE, begun.first_index - 1 - after)
                 )
                 if not page:
                     break
@@ -224,40 +363,59 @@ class AgentService:
             raise Forbidden(f"This key may not use the agent '{agent.id}'.", code="agent_not_allowed", param="agent")
         return agent
 
-    async def _graph(self, agent: RegisteredAgent, model: str, request: CompletionRequest) -> _Compiled:
-        wanted = request.response_format
-        key = (agent.id, model, request.temperature, request.max_tokens, wanted.model_dump_json() if wanted else None)
+    async def _graph(self, agent: RegisteredAgent, model: str, wish: ModelWish, *, durable: bool = False) -> _Compiled:
+        """The compiled graph; a durable one keeps a checkpoint of every step, so that its runs can go on elsewhere."""
+        wanted = wish.response_format
+        schema = wanted.model_dump_json() if wanted else None
+        key = (agent.id, model, wish.temperature, wish.max_tokens, schema, durable)
         compiled = self._graphs.get(key)
         if compiled is not None:
             self._graphs.move_to_end(key)
             return compiled
+        async with self._building:  # one at a time, and whoever has waited finds it made
+            return self._graphs.get(key) or await self._build(key, agent, wish)
+
+    async def _build(self, key: _Key, agent: RegisteredAgent, wish: ModelWish) -> _Compiled:
         self.compiled += 1
-        parameters = agent.spec.parameters.merged(request.parameters)
-        llm = self._llm.get_llm(model, parameters=parameters)
-        graph = self._registry.compile(agent, llm)
+        llm = self._llm.get_llm(key[1], parameters=agent.spec.parameters.merged(wish.parameters))
+        graph = await self._compile(agent, llm)
         keeps = agent.spec.memory.kind == "session" and remembers_more(graph)
-        if keeps:
-            graph = self._registry.compile(agent, llm, await self._checkpoints.saver())
+        if keeps or key[-1]:
+            graph = await self._compile(agent, llm, await self._checkpoints.saver())
         compiled = self._graphs[key] = _Compiled(graph, keeps)
         if len(self._graphs) > self._settings.graph_cache_size:
             self._graphs.popitem(last=False)
         return compiled
+
+    async def _compile(self, agent: RegisteredAgent, llm: BaseChatModel, saver: Saver | None = None) -> Graph:
+        """In a thread: a builder is somebody's code and may wait for anything, and nobody else is to wait with it."""
+        try:
+            async with asyncio.timeout(_BUILD_LIMIT):
+                return await asyncio.to_thread(self._registry.compile, agent, llm, saver)
+        except TimeoutError as error:
+            raise Unavailable(
+                f"The agent '{agent.id}' cannot be used: its builder takes longer than {_BUILD_LIMIT:g} s.",
+                code="agent_unavailable",
+                param="agent",
+            ) from error
 
     def _started(self) -> None:
         self._open += 1
         self._quiet.clear()
         self._metrics.runs_open.set(self._open)
 
-    def _ended(self, stream: RunStream, terminal: AgentEvent, seconds: float) -> None:
+    def _ended(self, stream: RunStream, terminal: AgentEvent | None, seconds: float) -> None:
         self._open -= 1
         if not self._open:
             self._quiet.set()
         self._metrics.runs_open.set(self._open)
-        self._metrics.run_ended(stream.agent, terminal.kind.removeprefix("run."), seconds)
+        if terminal is not None and not stream.gone:
+            self._metrics.run_ended(stream.agent, terminal.kind.removeprefix("run."), seconds)
         for call in stream.calls:
             self._metrics.model_called(call.model, call.usage)
+        outcome = terminal.kind if terminal else f"paused: {stream.paused.why if stream.paused else 'gone'}"
         logger.info(
-            "run ended",
-            extra={"run_id": stream.run_id, "agent": stream.agent, "model": stream.model, "outcome": terminal.kind,
+            "run ended" if terminal else "run paused",
+            extra={"run_id": stream.run_id, "agent": stream.agent, "model": stream.model, "outcome": outcome,
                    "seconds": round(seconds, 3)},
         )  # fmt: skip

@@ -9,30 +9,36 @@ import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Literal, Protocol, cast
 
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, RemoveMessage, ToolMessage
 from langchain_core.runnables import RunnableConfig
-from langgraph.errors import GraphRecursionError
+from langgraph.errors import GraphDrained, GraphRecursionError
 from langgraph.graph.state import CompiledStateGraph
+from langgraph.runtime import RunControl
 from langgraph.types import Durability
 from uuid_utils import uuid7
 
+from domain.background import AskedApproval
 from domain.enums import FinishReason
-from domain.errors import RouteurError, UpstreamTimeout
+from domain.errors import Conflict, RouteurError, UpstreamTimeout
 from domain.events import (
     AgentEvent,
+    ApprovalRequested,
     Envelope,
     EventLaws,
+    LogWritten,
     ReasoningDelta,
     RunCancelled,
     RunFailed,
     RunFinished,
     RunId,
+    RunResumed,
     RunStarted,
     RunTimedOut,
+    RunWaiting,
     StateUpdated,
     TextDelta,
     ToolFinished,
@@ -40,7 +46,7 @@ from domain.events import (
     UsageReported,
 )
 from domain.usage import Usage
-from services.agent_messages import messages_in, new_message_id, plain, usage_of
+from services.agent_messages import messages_in, new_message_id, plain, to_json, usage_of
 from services.model_stream import current_listener
 from services.run_story import Story
 from services.silence import SilenceBell
@@ -54,16 +60,69 @@ _STOPPED = "the reader left, or the server stopped"
 BUFFER_LIMIT = 512  # events a slow reader may be behind before the source is paused; about 100 kB
 
 
+MAX_EVENTS = 100_000  # of one run; an agent that tells more is stopped, before it fills the record
+_MAX_STATE = 256_000  # bytes of JSON that one `state.updated` carries
+
+
+@dataclass(frozen=True, slots=True)
+class Paused:
+    """A run that stops before its end: it waits for approvals, or goes back to the queue, or is somebody else's now."""
+
+    why: Literal["waiting", "drain", "retry", "gone"]
+    approvals: tuple[AskedApproval, ...] = ()
+
+
+@dataclass(slots=True)
+class Past:
+    """What a run that goes on has behind it.
+
+    Attributes:
+        reason: why it goes on.
+        attempt: which one this is.
+        last_seq: of what it has told; `laws` have heard all of it.
+        cut: ids of messages that had begun and are said anew.
+        dropped: calls of tools that had begun and are called anew, under other ids.
+        brought: messages that earlier attempts have made.
+        calls: model calls that earlier attempts have paid for.
+        output: of the last answer.
+    """
+
+    reason: Literal["approval", "crash", "retry", "drain"]
+    attempt: int
+    last_seq: int
+    laws: EventLaws
+    cut: list[str] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
+    brought: list[BaseMessage] = field(default_factory=list)
+    calls: list[UsageReported] = field(default_factory=list)
+    output: str = ""
+
+
 class RunBook(Protocol):
     """Where a run is written down."""
 
     def close(self, run: "RunStream", terminal: AgentEvent) -> Awaitable[bool]:
-        """Write how it ended. Begun when called, done even if nobody waits; durable when awaited."""
+        """Write how it ended. Begun when called, done even if nobody waits; durable when awaited.
+
+        Gives False when it was somebody else's, or had ended before.
+        """
+        ...
+
+    def instead(self, run: "RunStream", failed: RunFailed) -> Paused | None:
+        """What happens instead of this failure, if anything: it is tried again."""
+        ...
+
+    def pause(self, run: "RunStream", paused: Paused) -> Awaitable[bool]:
+        """Write that it stops for now; False when it may not (it is being cancelled, or somebody else's)."""
         ...
 
 
 class AgentFailed(RouteurError):
     """The agent's own code failed or would not come to an end."""
+
+
+class AgentBlocked(BaseException):
+    """Raised inside code of an agent that holds up everybody (`core.loop_guard`); no `except Exception` stops it."""
 
 
 class RunStream:
@@ -76,7 +135,10 @@ class RunStream:
         limit: seconds that it may take.
         brought: the new messages of the graph, by id, in the order they came.
         cut: ids of messages that had begun and not ended when the run did.
-        story: everything told so far.
+        story: everything told so far, by this attempt.
+        past: what earlier attempts have done.
+        paused: it has stopped before its end.
+        gone: it turned out to be somebody else's; what it told at the end counts for nothing.
     """
 
     def __init__(
@@ -93,8 +155,12 @@ class RunStream:
         session_id: str | None = None,
         book: RunBook | None = None,
         durability: Durability | None = None,
+        given: Any = None,
+        past: Past | None = None,
+        control: RunControl | None = None,
+        background: bool = False,
         on_start: Callable[[], None] | None = None,
-        on_end: Callable[["RunStream", AgentEvent, float], None] | None = None,
+        on_end: Callable[["RunStream", AgentEvent | None, float], None] | None = None,
     ) -> None:
         self.run_id = RunId(run_id or str(uuid7()))
         self.agent = agent
@@ -111,21 +177,37 @@ class RunStream:
         self.brought: dict[str, BaseMessage] = {}
         self.cut: list[str] = []
         self.story = Story()
+        self.past = past
+        self.paused: Paused | None = None
+        self.gone = False
+        self._ending = False
         self._book = book
         self._durability = durability
+        self._given = given
+        self._control = control
+        self._background = background
+        self._asked: dict[str, AskedApproval] = {}
+        self._task: asyncio.Task[Any] | None = None
+        self._stop: Callable[[], AgentEvent | Paused] | None = None
+        self._blocked = 0
         self._on_start = on_start
         self._on_end = on_end
         self._last: Envelope | None = None
         self._kept: Awaitable[bool] | None = None
-        self._laws = EventLaws()
-        self._seq = 0
+        self._laws = past.laws if past else EventLaws()
+        self._seq = past.last_seq if past else 0
+        self._most = self._seq + MAX_EVENTS
         self._pending: list[Envelope] = []
         self._waiter: asyncio.Future[None] | None = None
         self._room = asyncio.Event()
         self._spoken: set[str] = set()  # ids of messages whose text our models told us
         self._seen: set[str] = {message.id for message in messages if message.id}
-        self._output = ""
+        self._output = past.output if past else ""
         self._finish = FinishReason.STOP
+        for message in past.brought if past else ():
+            message.id = message.id or new_message_id()
+            self.brought[message.id] = message
+            self._seen.add(message.id)
 
     # -- the ear for our own models (services.model_stream.ModelListener) --
 
@@ -162,6 +244,47 @@ class RunStream:
     def draft(self) -> str:
         """What has arrived of the message that is being written."""
         return "".join(map(self.story.text_of, self._laws.open_texts))
+
+    def logged(self, level: str, name: str, message: str) -> None:
+        """The agent's own code has logged a line."""
+        if self._laws.started and not self._laws.ended:
+            self._emit(LogWritten(level=level, logger=name, message=message))
+
+    def blocked(self, seconds: float) -> BaseException:
+        """The agent's code has held up the process for that long: what is to be raised inside it."""
+        self._blocked += 1
+        message = f"The agent was stopped: it held up the whole process for {seconds:g} s."
+        self.error = AgentFailed(message, code="agent_blocked")
+        return AgentBlocked(message)
+
+    # -- stopping it from outside --
+
+    def cancel(self, reason: str) -> None:
+        """End it as cancelled."""
+        self._stop_with(lambda: RunCancelled(reason=reason, usage=self.usage))
+
+    def time_out(self, limit: float, message: str) -> None:
+        """End it as timed out."""
+
+        def end() -> AgentEvent:
+            self.error = UpstreamTimeout(message, code="run_timed_out")
+            return RunTimedOut(limit=limit, message=message, usage=self.usage)
+
+        self._stop_with(end)
+
+    def drain(self) -> None:
+        """Stop before the next step, and go on elsewhere from there."""
+        if self._control is not None:
+            self._control.request_drain("shutdown")
+
+    def leave(self, why: Literal["drain", "gone"]) -> None:
+        """Stop at once, without an end: another worker goes on, or has gone on already."""
+        self._stop_with(lambda: Paused(why))
+
+    def _stop_with(self, outcome: Callable[[], AgentEvent | Paused]) -> None:
+        if self._stop is None and not self._ending and self._task is not None and not self._task.done():
+            self._stop = outcome
+            self._task.cancel()
 
     # -- reading it --
 
@@ -218,33 +341,83 @@ class RunStream:
     # -- running it --
 
     async def _drive(self) -> None:
-        """Run the graph and end with exactly one terminal event, whatever happens."""
+        """Run the graph and end with exactly one terminal event (or a pause), whatever happens."""
         begun = time.monotonic()
+        self._task = asyncio.current_task()
         if self._on_start is not None:
             self._on_start()
         token = current_listener.set(self)
-        self._emit(RunStarted(agent=self.agent, model=self.model, session_id=self.session_id))
         try:
-            self._conclude(await self._run_graph())
-            await self._written()
+            await self._end(await self._outcome())
         except asyncio.CancelledError:
-            if self._last is None:
+            if self._last is None and self.paused is None:
                 self._conclude(RunCancelled(reason=_STOPPED, usage=self.usage))
             raise
         finally:
             current_listener.reset(token)
             self._tell_end(time.monotonic() - begun)
 
-    async def _run_graph(self) -> AgentEvent:
+    def _begin(self) -> None:
+        past = self.past
+        if past is None:
+            self._emit(RunStarted(agent=self.agent, model=self.model, session_id=self.session_id))
+            return
+        if not self._laws.started:
+            self._emit(RunStarted(agent=self.agent, model=self.model, session_id=self.session_id))
+        for message_id in list(self._laws.open_texts):
+            self._emit(TextDelta(text="", message_id=message_id, done=True))
+        for call_id in past.dropped:
+            if call_id in self._laws.open_tools:
+                name = self._laws.open_tools[call_id]
+                self._emit(ToolFinished(call_id=call_id, name=name, output="", ok=False))
+        self._emit(RunResumed(reason=past.reason, attempt=past.attempt, cut=past.cut))
+
+    async def _outcome(self) -> AgentEvent | Paused:
+        """What came of the graph, or what somebody outside has decided."""
+        try:
+            self._begin()
+            return await self._run_graph()
+        except asyncio.CancelledError:
+            if self._stop is None or self._task is None:
+                raise
+            self._task.uncancel()
+            return self._stop()
+
+    async def _end(self, outcome: AgentEvent | Paused) -> None:
+        self._ending = True  # from here on nobody stops it
+        if isinstance(outcome, RunFailed) and self._book is not None:
+            outcome = self._book.instead(self, outcome) or outcome
+        if isinstance(outcome, Paused):
+            if await self._pause(outcome):
+                return
+            outcome = RunCancelled(reason="Cancelled by its owner.", usage=self.usage)
+        self._conclude(outcome)
+        await self._written()
+
+    async def _pause(self, paused: Paused) -> bool:
+        """Stop for now; False when it may not, because its end was asked for meanwhile."""
+        for asked in paused.approvals:
+            self._emit(ApprovalRequested(approval_id=asked.id, payload=asked.payload))
+        if paused.why == "waiting":
+            self._emit(RunWaiting(approval_ids=[asked.id for asked in paused.approvals]))
+        if paused.why == "gone":
+            self.gone = True
+        elif self._book is None or not await self._book.pause(self, paused):
+            return False
+        self.paused = paused
+        return True
+
+    async def _run_graph(self) -> AgentEvent | Paused:
         try:
             async with asyncio.timeout(self.limit) as clock:
                 parts = self._graph.astream(
-                    {"messages": self._messages},
+                    {"messages": self._messages} if self.past is None and self._given is None else self._given,
                     self._config,
                     stream_mode=[*_WHOLE, "messages"] if self.streams else _WHOLE,
                     subgraphs=True,
                     version="v2",
                     durability=self._durability,
+                    control=self._control,
                 )
                 async with aclosing(cast(AsyncGenerator[Mapping[str, Any]], parts)):
                     async for part in parts:
@@ -262,11 +435,28 @@ class RunStream:
             if task is None or task.cancelling():
                 raise
             return self._failed(error)  # nobody cancelled us: the graph raised it by itself
+        except GraphDrained:
+            return Paused("drain")
+        except AgentBlocked as error:
+            return self._failed(self.error or error)
         except Exception as error:
             return self._failed(error)
+        if self._asked:
+            return self._interrupted()
         return RunFinished(output=self._output, model=self.model, finish_reason=self._finish, usage=self.usage)
 
+    def _interrupted(self) -> AgentEvent | Paused:
+        """The graph asks a human: somebody must be able to answer later."""
+        if self._background:
+            return Paused("waiting", tuple(self._asked.values()))
+        message = f"The agent '{self.agent}' asks for an approval: start it with POST /api/agents/{self.agent}/run."
+        return self._failed(Conflict(message, code="approval_needed"))
+
     def _failed(self, error: BaseException) -> RunFailed:
+        if self._blocked and self.error is not None:
+            error = self.error  # whatever its code made of being stopped
+        if isinstance(error, MemoryError):
+            error = AgentFailed("The agent was stopped: it wanted more memory than there is.", code="out_of_memory")
         if not isinstance(error, RouteurError):
             if isinstance(error, GraphRecursionError):
                 steps = self._config.get("recursion_limit")
@@ -300,11 +490,16 @@ class RunStream:
             return
         try:
             # Who stops waiting does not stop the writing.
-            await asyncio.shield(self._kept)
+            self.gone = not await asyncio.shield(self._kept)
         except RouteurError as error:
             self._last = replace(self._last, event=self._failed(error))
 
     def _tell_end(self, seconds: float) -> None:
+        if self.paused is not None:
+            self._wake()
+            if self._on_end is not None:
+                self._on_end(self, None, seconds)
+            return
         if self._last is None:  # pragma: no cover - a fault in the writing itself
             self._last = self._envelope(self._failed(RuntimeError("no end")))
         self._pending.append(self._last)
@@ -317,7 +512,10 @@ class RunStream:
     def _read(self, part: Mapping[str, Any]) -> None:
         kind, data = part["type"], part["data"]
         if kind == "updates":
-            for update in data.values():
+            for name, update in data.items():
+                if name == "__interrupt__":
+                    self._asked |= {one.id: AskedApproval(one.id, plain(one.value)) for one in update}
+                    continue
                 for message in messages_in(update):
                     self._message(message, root=not part["ns"])
         elif kind == "messages":
@@ -326,7 +524,7 @@ class RunStream:
                 chunk.id = chunk.id or new_message_id()
                 self._emit(TextDelta(text=text, message_id=chunk.id))
         elif kind == "custom":
-            self._emit(StateUpdated(node=None, data=plain(data)))
+            self._emit(StateUpdated(node=None, data=_bounded(plain(data))))
 
     def _message(self, message: BaseMessage, *, root: bool) -> None:
         """A message that a node wrote: close its text, open the tools it asks for, close those it answers."""
@@ -382,6 +580,9 @@ class RunStream:
             self._wake()
 
     def _envelope(self, event: AgentEvent) -> Envelope:
+        if self._seq >= self._most and self._last is None and not _closes(event):
+            self.error = AgentFailed(f"The agent was stopped after {MAX_EVENTS:,} events.", code="too_many_events")
+            raise self.error
         self._laws.admit(event)
         self._seq += 1
         envelope = Envelope(self.run_id, self._seq, datetime.now(UTC), event)
@@ -392,3 +593,18 @@ class RunStream:
         waiter, self._waiter = self._waiter, None
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
+
+
+def _closes(event: AgentEvent) -> bool:
+    """What must be told of a run that has told too much."""
+    return (
+        event.terminal
+        or isinstance(event, ToolFinished | UsageReported)
+        or (isinstance(event, TextDelta) and event.done)
+    )
+
+
+def _bounded(data: Any) -> Any:
+    """What a graph tells of its state; too much of it is only named."""
+    size = len(to_json(data))
+    return data if size <= _MAX_STATE else {"truncated": True, "bytes": size}

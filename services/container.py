@@ -15,9 +15,11 @@ from services.agent_registry import AgentRegistry
 from services.agent_service import AgentService
 from services.api_key_service import ApiKeyService
 from services.auth_service import AuthService
+from services.background import Background, open_background, open_signals
 from services.idempotency_service import IdempotencyService
 from services.llm_service import LLMService, open_llm_service
 from services.retention_service import RetentionService
+from services.run_events import RunEvents
 from services.run_recorder import RunRecorder, open_recorder
 from services.run_service import RunService
 from services.session_service import SessionService
@@ -46,6 +48,9 @@ class Services:
     idempotency: IdempotencyService
     checkpoints: Checkpoints
     retention: RetentionService
+    events: RunEvents
+    #: None: the store that SESSION_STORE_URL names keeps no queue.
+    background: Background | None
 
 
 async def _open_records(stack: AsyncExitStack, settings: Settings, database: Database) -> RecordStore:
@@ -72,7 +77,6 @@ async def open_services(
         database = await stack.enter_async_context(open_database(settings))
         llm = await stack.enter_async_context(open_llm_service(settings))
         hasher = hasher or PasswordHasher()
-        ring = KeyRing.from_settings(settings.security, settings.storage.data_dir)
         tools = ToolRegistry()
         tools.discover(settings.agents.plugins_dir)
         registry = AgentRegistry(tools, default_agent=settings.providers.default_agent)
@@ -80,12 +84,23 @@ async def open_services(
         checkpoints = Checkpoints(settings)
         stack.push_async_callback(checkpoints.aclose)
         records = await _open_records(stack, settings, database)
-        recorder = await stack.enter_async_context(open_recorder(records, llm.price))
+        signals = await stack.enter_async_context(open_signals(settings, database))
+        events = RunEvents(records, signals)
+        recorder = await stack.enter_async_context(open_recorder(records, llm.price, settings.runs.max_crashes))
         agents = AgentService(
             llm, registry, metrics, settings.agents, store=records, recorder=recorder, checkpoints=checkpoints
         )
         stack.push_async_callback(agents.aclose)
         idempotency = IdempotencyService(database)
+        ring = KeyRing.from_settings(settings.security, settings.storage.data_dir)
+        background = None
+        if settings.storage.session_store_url is None:
+            background = await stack.enter_async_context(
+                open_background(
+                    settings, database, records, agents, registry, recorder, events, signals, checkpoints, metrics,
+                    ring.secret,
+                )
+            )  # fmt: skip
         yield Services(
             settings=settings,
             database=database,
@@ -100,8 +115,17 @@ async def open_services(
             records=records,
             recorder=recorder,
             sessions=SessionService(records, recorder, checkpoints, registry),
-            runs=RunService(records),
+            runs=RunService(records, database),
             idempotency=idempotency,
             checkpoints=checkpoints,
-            retention=RetentionService(records, checkpoints, idempotency, metrics, settings.retention),
+            retention=RetentionService(
+                records,
+                checkpoints,
+                idempotency,
+                metrics,
+                settings.retention,
+                None if background is None else database.backlog,
+            ),
+            events=events,
+            background=background,
         )

@@ -12,7 +12,7 @@ from config.settings import RetentionSettings
 from core.metrics import Metrics
 from domain.enums import SessionKind
 from domain.errors import RouteurError
-from domain.ports import RecordStore
+from domain.ports import RecordStore, RunBacklog
 from services.idempotency_service import IdempotencyService
 from services.session_service import SessionMemory
 
@@ -41,7 +41,9 @@ class RetentionService:
         idempotency: IdempotencyService,
         metrics: Metrics,
         settings: RetentionSettings,
+        backlog: RunBacklog | None = None,
     ) -> None:
+        self._backlog = backlog
         self._store = store
         self._memory = memory
         self._idempotency = idempotency
@@ -55,6 +57,9 @@ class RetentionService:
             if days is not None:
                 deleted = await self._sweep_sessions(kind, datetime.now(UTC) - timedelta(days=days), left)
                 sessions, left = sessions + deleted, left - deleted
+        if self._settings.events_days is not None:
+            await self._trim_events(datetime.now(UTC) - timedelta(days=self._settings.events_days))
+        await self._forget_threads()
         keys = await self._idempotency.sweep(MAX_PER_SWEEP)
         swept = Swept(sessions, keys, left <= 0 or keys >= MAX_PER_SWEEP)
         self._metrics.swept("sessions", sessions)
@@ -72,6 +77,24 @@ class RetentionService:
                 logger.warning("could not sweep", exc_info=True)
                 swept = Swept(0, 0, False)
             await asyncio.sleep(1 if swept.more else self._settings.sweep_every)
+
+    async def _trim_events(self, before: datetime) -> None:
+        """Events of runs that ended before; who follows such a run is told of the gap."""
+        if self._backlog is None:
+            return
+        trimmed, left = BATCH, MAX_PER_SWEEP
+        while trimmed == BATCH and left > 0:
+            trimmed = await self._backlog.trim_events(before, BATCH)
+            self._metrics.swept("run_events", trimmed)
+            left -= trimmed
+            await asyncio.sleep(0)
+
+    async def _forget_threads(self) -> None:
+        """Checkpoints that a crash left behind between a run's end and their deletion."""
+        for run_id in [] if self._backlog is None else await self._backlog.threads_to_forget(MAX_PER_SWEEP):
+            await self._memory.forget(run_id)
+            if self._backlog is not None:
+                await self._backlog.thread_forgotten(run_id)
 
     async def _sweep_sessions(self, kind: SessionKind, before: datetime, limit: int) -> int:
         deleted = 0

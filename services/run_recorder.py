@@ -10,32 +10,36 @@ import logging
 import os
 import re
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
 from uuid_utils import uuid4, uuid7
 
 from domain.auth import Principal
+from domain.background import Recovered
 from domain.enums import RunStatus, SessionKind
 from domain.errors import InternalError, RouteurError
-from domain.events import AgentEvent, RunCancelled, RunFailed, RunFinished, RunTimedOut
+from domain.events import AgentEvent, RunCancelled, RunFailed, RunFinished, RunTimedOut, UsageReported
 from domain.ports import RecordStore
 from domain.runs import CallCost, NewMessage, RunBegun, RunEnd, RunStart
 from domain.text import clean_text, one_line
-from domain.usage import Price, to_pico
+from domain.usage import Price, Usage, to_pico
 from services.agent_messages import partial_record, to_record
-from services.agent_stream import RunStream
+from services.agent_stream import Paused, RunStream
 
 logger = logging.getLogger(__name__)
 
 LEASE = timedelta(seconds=30)  # how long a dead process may hold a session, when nobody can see that it is dead
 RENEW_BEFORE = timedelta(seconds=15)
 TICK = 1.0  # seconds between drafts: what a crash may cost of an answer
-REAP_EVERY = 10.0  # seconds between looks for runs of dead processes
+RECOVER_EVERY = 2.0  # seconds between looks for runs of dead processes
+_CLOCK_JUMP = 2.0  # seconds by which the clock may leave the time that has passed, before leases are not believed
+_MAX_CRASHES = 5
 _TITLE_CHARS, _MODEL_CHARS = 80, 200
 
 #: Which process this is: a number may be given to another one, or to the next one of a container.
@@ -66,8 +70,16 @@ class Asked:
 class RunRecorder:
     """The record of this process's runs."""
 
-    def __init__(self, store: RecordStore, price: Callable[[str], Price | None]) -> None:
+    def __init__(
+        self, store: RecordStore, price: Callable[[str], Price | None], max_crashes: int = _MAX_CRASHES
+    ) -> None:
         self._store = store
+        self._max_crashes = max_crashes
+        self._clocks = (time.monotonic(), time.time())
+        self._believe_from = 0.0
+        #: Ids of runs that this process runs otherwise (background runs), and who wants to know what was recovered.
+        self.also_alive: Callable[[], Iterable[str]] = tuple
+        self.on_recovered: Callable[[Recovered], Awaitable[None]] | None = None
         self._price = price
         self._live: WeakValueDictionary[str, RunStream] = WeakValueDictionary()
         self._leases: dict[str, datetime] = {}
@@ -112,23 +124,39 @@ class RunRecorder:
         self._live[run.run_id] = run
         self._leases[run.run_id] = datetime.now(UTC) + LEASE
 
+    def cancel(self, run_id: str, reason: str) -> bool:
+        """Stop an attached run of this process; False: there is none of that id."""
+        run = self._live.get(run_id)
+        if run is None:
+            return False
+        run.cancel(reason)
+        return True
+
     def end(self, end: RunEnd) -> Awaitable[bool]:
         """Write it; begun at once."""
         self._live.pop(end.id, None)
         self._leases.pop(end.id, None)
         self._drafted.pop(end.id, None)
-        for call in end.calls:
-            price = self._price(call.model)
+        totals = self.total(end.calls)
+        end.usage, end.cost_pico = totals.usage, totals.cost_pico
+        end.unmeasured, end.unpriced = totals.unmeasured, totals.unpriced
+        return self._store.end_run(end)
+
+    def total(self, calls: Sequence[CallCost]) -> "Totals":
+        """The sum of calls; each is given its price on the way."""
+        totals = Totals()
+        for call in calls:
             if call.usage is None:
-                end.unmeasured += 1
+                totals.unmeasured += 1
                 continue
-            end.usage = call.usage if end.usage is None else end.usage + call.usage
+            totals.usage = call.usage if totals.usage is None else totals.usage + call.usage
+            price = self._price(call.model)
             if price is None:
-                end.unpriced += 1
+                totals.unpriced += 1
                 continue
             call.cost_pico = to_pico(price.cost(call.usage))
-            end.cost_pico = call.cost_pico + (end.cost_pico or 0)
-        return self._store.end_run(end)
+            totals.cost_pico = call.cost_pico + (totals.cost_pico or 0)
+        return totals
 
     async def tick(self) -> None:
         """Renew the leases that are half over, and the drafts that have grown."""
@@ -147,36 +175,76 @@ class RunRecorder:
         if drafts:
             await self._store.renew(drafts, now + LEASE)
 
-    async def reap(self) -> int:
-        """End the runs of processes that are gone; how many there were."""
+    async def recover(self) -> Recovered:
+        """See to the runs of processes that are gone: queued again, or ended."""
         now = datetime.now(UTC)
         async with self._store.reading() as work:
             workers = {run.worker or "" for run in await work.runs.in_progress(None, now)}
         dead = frozenset(worker for worker in workers if not _is_alive(worker, self.host))
-        count = await self._store.lose_dead_runs(now, dead)
-        if count:
-            logger.warning("runs of a dead process were ended", extra={"count": count})
-        return count
+        alive = frozenset([*self._live, *self.also_alive()])
+        recovered = await self._store.recover_runs(None, dead, alive, self._max_crashes)
+        if recovered.requeued or recovered.lost or recovered.cancelled:
+            counts = {"requeued": len(recovered.requeued), "lost": len(recovered.lost)}
+            logger.warning("runs of a dead process were found", extra=counts)
+            if self.on_recovered is not None:
+                await self.on_recovered(recovered)
+        return recovered
 
     async def watch(self) -> None:
-        """`tick` and `reap` for ever; a failure is logged and tried again."""
+        """`tick` and `recover` for ever; a failure is logged and tried again."""
         loop = asyncio.get_running_loop()
-        next_reap = loop.time() + REAP_EVERY
+        next_look = loop.time() + RECOVER_EVERY
         while True:
             await asyncio.sleep(TICK)
             try:
                 await self.tick()
-                if loop.time() >= next_reap:
-                    next_reap = loop.time() + REAP_EVERY
-                    await self.reap()
+                if loop.time() >= next_look:
+                    next_look = loop.time() + RECOVER_EVERY
+                    if self._clock_is_believed():
+                        await self.recover()
             except RouteurError:
+                # When the store comes back, those who are alive have their say before anybody is taken for dead.
+                self._believe_from = time.monotonic() + TICK * 5
                 logger.warning("leases could not be renewed", exc_info=True)
+
+    def _clock_is_believed(self) -> bool:
+        """False for a while after the clock was set: by it, everybody's lease may look over."""
+        monotonic, wall = time.monotonic(), time.time()
+        passed = monotonic - self._clocks[0]
+        if abs((wall - self._clocks[1]) - passed) > _CLOCK_JUMP:
+            self._believe_from = monotonic + LEASE.total_seconds()
+            logger.warning("the clock was set", extra={"seconds": round(wall - self._clocks[1] - passed, 1)})
+        self._clocks = (monotonic, wall)
+        return monotonic >= self._believe_from
+
+
+@dataclass(slots=True)
+class Totals:
+    """What calls have cost together."""
+
+    usage: Usage | None = None
+    cost_pico: int | None = None
+    unmeasured: int = 0
+    unpriced: int = 0
+
+
+class Started(Protocol):
+    """A run that has begun."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def owner_id(self) -> str: ...
+    @property
+    def agent(self) -> str: ...
+    @property
+    def model(self) -> str | None: ...
 
 
 class Book:
     """One run's place in the record (`agent_stream.RunBook`)."""
 
-    def __init__(self, recorder: RunRecorder, start: RunStart, begun: RunBegun) -> None:
+    def __init__(self, recorder: RunRecorder, start: Started, begun: RunBegun) -> None:
         self._recorder = recorder
         self._start = start
         self.begun = begun
@@ -186,6 +254,20 @@ class Book:
 
     def close(self, run: RunStream, terminal: AgentEvent) -> Awaitable[bool]:
         """Write how the run ended and everything it brought."""
+        return self._recorder.end(self._end_of(run, terminal))
+
+    def instead(self, run: RunStream, failed: RunFailed) -> Paused | None:
+        """Somebody waits for it: they try again, or not."""
+        return None
+
+    async def pause(self, run: RunStream, paused: Paused) -> bool:
+        """Somebody waits for it: it does not stop before its end."""
+        return False
+
+    async def went_on_from(self, mark: str) -> None:
+        """It goes on from that checkpoint."""
+
+    def _end_of(self, run: RunStream, terminal: AgentEvent) -> RunEnd:
         now = datetime.now(UTC)
         finished = isinstance(terminal, RunFinished)
         messages = [to_record(message, now) for message in run.brought.values()]
@@ -196,26 +278,26 @@ class Book:
                 messages.append(partial_record(message_id, text, terminal.kind, run.model, now))
                 output = text
         code, message = _error_of(terminal)
-        return self._recorder.end(
-            RunEnd(
-                id=self.run_id,
-                owner_id=self._start.owner_id,
-                session_id=self.session_id,
-                agent=self._start.agent,
-                status=_STATUS[type(terminal)],
-                model=clean_text(run.model)[:_MODEL_CHARS],
-                output=clean_text(output) if output else ("" if finished else None),
-                finish_reason=terminal.finish_reason.value if isinstance(terminal, RunFinished) else None,
-                error_code=code,
-                error_message=message,
-                messages=messages,
-                calls=[CallCost(clean_text(call.model)[:_MODEL_CHARS], call.usage, None) for call in run.calls],
-                events=run.story.dump(),
-                first_seq=1,
-                last_seq=run.story.last_seq,
-                completed_at=now,
-                synced=finished and self.checkpointed,
-            )
+        calls = [*(run.past.calls if run.past else ()), *run.calls]
+        first_seq = run.past.last_seq + 1 if run.past else 1
+        return RunEnd(
+            id=self.run_id,
+            owner_id=self._start.owner_id,
+            session_id=self.session_id,
+            agent=self._start.agent,
+            status=_STATUS[type(terminal)],
+            model=clean_text(run.model)[:_MODEL_CHARS],
+            output=clean_text(output) if output else ("" if finished else None),
+            finish_reason=terminal.finish_reason.value if isinstance(terminal, RunFinished) else None,
+            error_code=code,
+            error_message=message,
+            messages=messages,
+            calls=costs_of(calls),
+            events=run.story.dump(),
+            first_seq=first_seq,
+            last_seq=run.story.last_seq,
+            completed_at=now,
+            synced=finished and self.checkpointed,
         )
 
     async def abandon(self, error: BaseException) -> None:
@@ -227,10 +309,12 @@ class Book:
 
 
 @asynccontextmanager
-async def open_recorder(store: RecordStore, price: Callable[[str], Price | None]) -> AsyncIterator[RunRecorder]:
+async def open_recorder(
+    store: RecordStore, price: Callable[[str], Price | None], max_crashes: int = _MAX_CRASHES
+) -> AsyncIterator[RunRecorder]:
     """A recorder that has freed what a crash left behind, and looks after its runs until the context ends."""
-    recorder = RunRecorder(store, price)
-    await recorder.reap()
+    recorder = RunRecorder(store, price, max_crashes)
+    await recorder.recover()
     watching = asyncio.create_task(recorder.watch(), name="run leases")
     try:
         yield recorder
@@ -240,7 +324,12 @@ async def open_recorder(store: RecordStore, price: Callable[[str], Price | None]
             await watching
 
 
-def _never_ran(start: RunStart, session_id: str, status: RunStatus, code: str, message: str) -> RunEnd:
+def costs_of(calls: Iterable[UsageReported]) -> list[CallCost]:
+    """Model calls as they are written down; their prices follow."""
+    return [CallCost(clean_text(call.model)[:_MODEL_CHARS], call.usage, None) for call in calls]
+
+
+def _never_ran(start: Started, session_id: str, status: RunStatus, code: str, message: str) -> RunEnd:
     """The end of a run that had not begun to run."""
     return RunEnd(
         id=start.id,
@@ -248,7 +337,7 @@ def _never_ran(start: RunStart, session_id: str, status: RunStatus, code: str, m
         session_id=session_id,
         agent=start.agent,
         status=status,
-        model=start.model,
+        model=start.model or "",
         output=None,
         finish_reason=None,
         error_code=code,

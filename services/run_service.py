@@ -2,14 +2,18 @@
 
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import cast
 
+from core.database.engine import Database
 from domain.auth import Principal
 from domain.errors import InvalidRequest
+from domain.events import Envelope, LogWritten
 from domain.ports import RecordStore
-from domain.runs import RunDetail, RunFilter, RunInfo, RunList
+from domain.runs import ENDED, ApprovalInfo, LogLine, Run, RunDetail, RunFilter, RunInfo, RunList, WebhookInfo
 from domain.stats import Stats, StatsBy, StatsRow
 from domain.usage import Usage
 from services.cursors import decode_cursor, encode_cursor
+from services.run_events import with_an_end
 from services.run_story import load_story
 from services.session_service import run_not_found
 
@@ -17,8 +21,9 @@ from services.session_service import run_not_found
 class RunService:
     """The use cases of runs. The owner is always the caller, whatever a filter says."""
 
-    def __init__(self, store: RecordStore) -> None:
+    def __init__(self, store: RecordStore, database: Database) -> None:
         self._store = store
+        self._database = database
 
     async def get_run(self, run_id: str, caller: Principal, agent: str | None = None) -> RunDetail:
         """One run with its events.
@@ -31,10 +36,29 @@ class RunService:
             if run is None or (agent is not None and run.agent != agent):
                 raise run_not_found()
             stored = await work.runs.events(run_id)
-        logs = [
-            {"seq": one.seq, "at": one.at, **one.event.model_dump(mode="json")} for one in load_story(run_id, stored)
+        told = list(load_story(run_id, stored))
+        if run.status in ENDED:
+            told = with_an_end(run, told)
+        events = [{"seq": one.seq, "at": one.at, **one.event.model_dump(mode="json")} for one in told]
+        logs = [_line(one) for one in told if isinstance(one.event, LogWritten)]
+        approvals, webhook = await self._beside(run)
+        return RunDetail(**RunInfo.of(run).model_dump(), logs=logs, events=events, approvals=approvals, webhook=webhook)
+
+    async def _beside(self, run: Run) -> tuple[list[ApprovalInfo], WebhookInfo | None]:
+        """What only background runs have."""
+        if not run.background:
+            return [], None
+        async with self._database.reading() as work:
+            asked = await work.approvals.of_run(run.id)
+            delivery = await work.deliveries.of_run(run.id) if run.webhook else None
+        shown = [
+            ApprovalInfo(approval_id=one.id, **one.model_dump(exclude={"id", "run_id", "owner_id"})) for one in asked
         ]
-        return RunDetail(**RunInfo.of(run).model_dump(), logs=logs)
+        if run.webhook is None:
+            return shown, None
+        if delivery is None:
+            return shown, WebhookInfo(url=run.webhook, status="waiting")
+        return shown, WebhookInfo(**delivery.model_dump(exclude={"run_id", "owner_id", "created_at"}))
 
     async def list_runs(
         self, query: RunFilter, caller: Principal, *, limit: int = 50, cursor: str | None = None
@@ -71,6 +95,11 @@ class RunService:
             groups = await work.runs.statistics(wanted, by, key)
             everything = groups if by == "status" else await work.runs.statistics(wanted, "status")
         return Stats(since=wanted.since, until=wanted.until, by=by, key=key, total=_total(everything), groups=groups)
+
+
+def _line(envelope: Envelope) -> LogLine:
+    event = cast(LogWritten, envelope.event)
+    return LogLine(at=envelope.at, level=event.level, logger=event.logger, message=event.message)
 
 
 def _total(rows: list[StatsRow]) -> StatsRow:

@@ -1,0 +1,39 @@
+"""What a background run knows of itself when it goes on: from its events and its checkpoint."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
+from langgraph.types import Command, StateSnapshot
+
+from domain.events import Envelope, TextDelta
+from services.agent_stream import Past
+
+
+def all_texts(told: list[Envelope]) -> list[str]:
+    """Ids of every message that was begun, in order."""
+    return list(dict.fromkeys(one.event.message_id for one in told if isinstance(one.event, TextDelta)))
+
+
+def recall(
+    past: Past, told: list[Envelope], snapshot: StateSnapshot, known: set[str | None], answers: Mapping[str, Any]
+) -> Command[Any] | None:
+    """Complete `past` from the checkpoint, and say what the graph is to be given to go on.
+
+    Args:
+        known: ids of the messages of the session that are in the record.
+        answers: of humans, by the id of the interrupt.
+    """
+    kept: list[BaseMessage] = [
+        message for message in snapshot.values.get("messages", ()) if isinstance(message, BaseMessage)
+    ]
+    past.brought = [message for message in kept if message.id not in known]
+    ids = {message.id for message in kept}
+    past.cut = [message_id for message_id in all_texts(told) if message_id not in ids]
+    asked = {call["id"] for message in kept if isinstance(message, AIMessage) for call in message.tool_calls}
+    answered = {message.tool_call_id for message in kept if isinstance(message, ToolMessage)}
+    past.dropped = [call_id for call_id in past.laws.open_tools if call_id not in asked or call_id in answered]
+    last = next((message for message in reversed(past.brought) if isinstance(message, AIMessage)), None)
+    past.output = "" if last is None else str(last.text)
+    decided = {one.id: answers[one.id] for one in snapshot.interrupts if one.id in answers}
+    return Command(resume=decided) if decided else None
