@@ -26,12 +26,13 @@ from api.middleware.request_id import RequestIdMiddleware
 from api.middleware.security_headers import SecurityHeadersMiddleware
 from api.middleware.unexpected import UnexpectedErrorMiddleware
 from api.openapi import install_openapi
-from api.routes import agents, auth, completion, health, models, runs, sessions, users
+from api.routes import agents, auth, background, completion, health, models, runs, schedules, sessions, users
 from config.environment import load_settings
 from config.settings import Settings
 from core.logging import setup_logging
 from core.metrics import Metrics
 from core.security import PasswordHasher
+from core.shutdown import before_the_end
 from core.telemetry import apply_tracing
 from services.container import Services, open_services
 
@@ -75,7 +76,8 @@ def create_app(
             elif made_up is not None:
                 print(f"first admin: {settings.security.admin_username} / {made_up}")  # noqa: T201 - shown once, not logged
             try:
-                yield
+                async with at_work(services):
+                    yield
             finally:
                 sweeping.cancel()
                 with suppress(asyncio.CancelledError):
@@ -93,10 +95,29 @@ def create_app(
     install_error_handlers(app)
     install_openapi(app)
     install_docs(app)
-    for module in (completion, sessions, runs, health, auth, models, agents, users):
+    for module in (completion, sessions, background, runs, schedules, health, auth, models, agents, users):
         app.include_router(module.router)
     _add_middleware(app, settings, metrics)
     return app
+
+
+@asynccontextmanager
+async def at_work(services: Services) -> AsyncIterator[None]:
+    """Background runs go on for as long as the context lasts; at SIGTERM they are handed back at once."""
+    background = services.background
+    if background is None:
+        yield
+        return
+    drains: set[asyncio.Task[None]] = set()
+
+    def begin_to_end() -> None:
+        drains.add(asyncio.create_task(background.drain(), name="drain"))
+
+    async with background.at_work():
+        with before_the_end(begin_to_end, services.settings.server.shutdown_grace):
+            yield
+            if drains:
+                await asyncio.wait(drains)
 
 
 def server_options(settings: Settings) -> dict[str, Any]:
@@ -133,7 +154,7 @@ def _add_middleware(app: FastAPI, settings: Settings, metrics: Metrics) -> None:
                 "last-event-id",
                 "idempotency-key",
             ],
-            expose_headers=["x-request-id", "x-model", "x-run-id", "retry-after"],
+            expose_headers=["x-request-id", "x-model", "x-run-id", "location", "retry-after"],
         )
     if server.allowed_hosts:
         app.add_middleware(AllowedHostsMiddleware, allowed=server.allowed_hosts)

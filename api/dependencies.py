@@ -5,12 +5,15 @@ from typing import Annotated
 from fastapi import Depends
 from starlette.requests import HTTPConnection
 
+from domain.errors import Unavailable
 from services.agent_registry import AgentRegistry
 from services.agent_service import AgentService
 from services.api_key_service import ApiKeyService
 from services.auth_service import AuthService
+from services.background import Background
 from services.container import Services
 from services.llm_service import LLMService
+from services.run_events import RunEvents
 from services.run_service import RunService
 from services.session_service import SessionService
 from services.user_service import UserService
@@ -60,6 +63,22 @@ async def _runs(connection: HTTPConnection) -> RunService:
     return (await get_services(connection)).runs
 
 
+async def _events(connection: HTTPConnection) -> RunEvents:
+    return (await get_services(connection)).events
+
+
+async def _background(connection: HTTPConnection) -> Background:
+    """Background runs.
+
+    Raises:
+        Unavailable: the chosen store keeps none.
+    """
+    background = (await get_services(connection)).background
+    if background is None:
+        raise Unavailable("Background runs need SESSION_STORE_URL to be unset.", code="background_unavailable")
+    return background
+
+
 AgentServiceDep = Annotated[AgentService, Depends(_agents)]
 AgentRegistryDep = Annotated[AgentRegistry, Depends(_registry)]
 LLMServiceDep = Annotated[LLMService, Depends(_llm)]
@@ -68,3 +87,5 @@ UserServiceDep = Annotated[UserService, Depends(_users)]
 ApiKeyServiceDep = Annotated[ApiKeyService, Depends(_api_keys)]
 SessionServiceDep = Annotated[SessionService, Depends(_sessions)]
 RunServiceDep = Annotated[RunService, Depends(_runs)]
+RunEventsDep = Annotated[RunEvents, Depends(_events)]
+BackgroundDep = Annotated[Background, Depends(_background)]

@@ -36,6 +36,7 @@ class Face:
 
 FACES: Mapping[ErrorKind, Face] = {
     ErrorKind.INVALID: Face(422, "The request is not valid", "invalid_request_error", 1007, 400),
+    ErrorKind.MALFORMED: Face(400, "The cursor is not valid", "invalid_request_error", 1007, 400),
     ErrorKind.UNAUTHENTICATED: Face(401, "Not authenticated", "authentication_error", 4401),
     ErrorKind.FORBIDDEN: Face(403, "Not allowed", "permission_error", 4403),
     ErrorKind.NOT_FOUND: Face(404, "Not found", "invalid_request_error", 4404),

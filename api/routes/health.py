@@ -39,7 +39,9 @@ async def health() -> Health:
 
 @router.get("/ready", openapi_extra=OPEN, responses=problem_responses(503))
 async def ready(services: AllServices) -> Readiness:
-    """Ready: the database answers and there is an agent to call. Open to everybody."""
+    """Ready: the database answers, there is an agent to call, the server is not being stopped. Open to everybody."""
+    if services.events.draining:
+        raise Unavailable("The server is stopping.", code="draining", retry_after=2)
     await services.database.ping()
     usable = sum(agent.available for agent in services.registry.list_agents())
     if not usable:

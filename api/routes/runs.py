@@ -42,12 +42,15 @@ async def list_runs(
     in_progress: Annotated[
         bool, Query(description="only those going on; of the other filters, only agent and limit go with it")
     ] = False,
+    dead_letter: Annotated[
+        bool, Query(description="only background runs that ended badly and were not sent again")
+    ] = False,
     limit: Limit = 50,
     cursor: Cursor = None,
 ) -> RunList:
     """The caller's runs, newest first."""
     if in_progress:
-        if kind or session_id or status or since or until or cursor or metadata_filter(request):
+        if dead_letter or kind or session_id or status or since or until or cursor or metadata_filter(request):
             raise InvalidRequest("Of the other filters, only agent and limit go with in_progress.", param="in_progress")
         return await runs.in_progress(caller, agent, limit=limit)
     query = RunFilter(
@@ -58,6 +61,7 @@ async def list_runs(
         since=since,
         until=until,
         metadata=metadata_filter(request),
+        dead=dead_letter,
     )
     return await runs.list_runs(query, caller, limit=limit, cursor=cursor)
 

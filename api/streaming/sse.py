@@ -7,6 +7,12 @@ import orjson
 from domain.events import Envelope, TextDelta
 
 HEARTBEAT = b": ping\n\n"  # a comment stands alone: after an `id:` line it breaks the OpenAI SDK's decoder
+RETRY = b"retry: 1000\n\n"  # ms; a browser that is cut off comes back after that long, with its cursor
+
+
+def gap_frame(run_id: str, first: int, last: int) -> bytes:
+    """Events that are kept no more: from `first` to `last`. It has no `id`: it is not an event of the run."""
+    return b"event: gap\ndata: " + orjson.dumps({"kind": "gap", "run_id": run_id, "from": first, "to": last}) + b"\n\n"
 
 
 class SseRenderer:
