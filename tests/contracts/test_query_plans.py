@@ -54,7 +54,7 @@ QUESTIONS: dict[str, tuple[Ask, str]] = {
     "events of a run": (lambda w: w.runs.events("r7"), "pk"),
 }  # fmt: skip
 #: Few rows at a time are put in order after they were found by their index: those of one group, or of one tag.
-MAY_SORT = {"in progress", "counted since", "sessions by metadata", "of a session"}
+MAY_SORT = {"in progress", "counted since", "sessions by metadata", "of a session", "events of a run"}
 
 
 @pytest.fixture(params=ENGINES, scope="module")
@@ -135,12 +135,13 @@ async def plan_of(database: Database, ask: Ask) -> str:
             await ask(work)
     finally:
         event.remove(engine, "before_cursor_execute", note)
-    statement, parameters = asked[-1]
+    lines: list[str] = []
     async with database._engine.connect() as connection:
-        if database.dialect == "sqlite":
-            rows = await connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)
-            return "\n".join(str(row[3]) for row in rows) + "\n"
         # A handful of rows it likes to collect in any order and sort; what matters is what it does when there are many.
-        await connection.execute(text("SET LOCAL enable_bitmapscan = off"))
-        rows = await connection.exec_driver_sql(f"EXPLAIN {statement}", parameters)
-        return "\n".join(str(row[0]) for row in rows) + "\n"
+        if database.dialect != "sqlite":
+            await connection.execute(text("SET LOCAL enable_bitmapscan = off"))
+        for statement, parameters in asked:
+            how = "EXPLAIN QUERY PLAN" if database.dialect == "sqlite" else "EXPLAIN"
+            rows = await connection.exec_driver_sql(f"{how} {statement}", parameters)
+            lines += [str(row[-1]) for row in rows]
+    return "\n".join(lines) + "\n"

@@ -326,8 +326,10 @@ async def test_runs_of_dead_processes_are_ended_with_their_drafts(store: RecordS
         assert len(going) == 3
         assert going[-1].id == long.id, "newest first, and a long one is seen"
         assert await work.runs.in_progress("bob", NOW) == []
-    assert await store.lose_dead_runs(LATER + timedelta(seconds=1), frozenset({"host:2:y"})) == 2
-    assert await store.lose_dead_runs(LATER + timedelta(seconds=1), frozenset({"host:2:y"})) == 0
+    dead, now = frozenset({"host:2:y"}), LATER + timedelta(seconds=1)
+    assert (await store.recover_runs(now, dead, frozenset({lapsed.id, here.id}), 5)).lost == [], "here they are alive"
+    assert set((await store.recover_runs(now, dead, frozenset(), 5)).lost) == {lapsed.id, here.id}
+    assert (await store.recover_runs(now, dead, frozenset(), 5)).lost == []
     assert await texts(store, here.session_id) == ["hello", "so far"]
     assert await texts(store, lapsed.session_id) == ["hello"]
     async with store.reading() as work:

@@ -172,6 +172,12 @@ OPERATIONS = [
     ("GET", "/api/sessions/{session_id}/usage"), ("POST", "/api/sessions/{session_id}/branch"),
     ("GET", "/api/sessions/{session_id}/export"), ("GET", "/api/runs"), ("GET", "/api/runs/{run_id}"),
     ("GET", "/api/agents/{agent_id}/runs"), ("GET", "/api/agents/{agent_id}/runs/{run_id}"), ("GET", "/api/stats"),
+    ("POST", "/api/agents/{agent_id}/run"), ("GET", "/api/agents/{agent_id}/status"), ("GET", "/api/agents"),
+    ("GET", "/api/agents/{agent_id}/config"), ("POST", "/api/runs/{run_id}/cancel"),
+    ("POST", "/api/runs/{run_id}/approve"), ("POST", "/api/runs/{run_id}/requeue"), ("GET", "/api/webhooks/secret"),
+    ("GET", "/api/runs/{run_id}/events"), ("POST", "/api/schedules"), ("GET", "/api/schedules"),
+    ("GET", "/api/schedules/{schedule_id}"), ("PATCH", "/api/schedules/{schedule_id}"),
+    ("DELETE", "/api/schedules/{schedule_id}"),
 ]  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from domain.errors import (
     Forbidden,
     InternalError,
     InvalidRequest,
+    Malformed,
     ModelNotFound,
     NotFound,
     QuotaExceeded,
@@ -26,6 +27,7 @@ from domain.errors import (
 
 TABLE = [
     (InvalidRequest("x"), 422, 400, "invalid_request_error", 1007),
+    (Malformed("x"), 400, 400, "invalid_request_error", 1007),
     (Unauthenticated("x"), 401, 401, "authentication_error", 4401),
     (Forbidden("x"), 403, 403, "permission_error", 4403),
     (NotFound("x"), 404, 404, "invalid_request_error", 4404),
