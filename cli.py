@@ -1,4 +1,4 @@
-"""The side door: `routeur serve | chat | doctor | settings | users | keys | models | agents`."""
+"""The side door: `routeur serve | worker | run | runs | chat | sessions | doctor | settings | users | keys | ...`."""
 
 import asyncio
 import gc
@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from app import create_app, server_options
+from cli_runs import run_agent, runs, worker
 from cli_sessions import sessions
 from config.environment import env_example, load_settings
 from config.settings import SettingsError
@@ -33,6 +34,9 @@ keys = typer.Typer(no_args_is_help=True, help="API keys, for programs.")
 cli.add_typer(users, name="users")
 cli.add_typer(keys, name="keys")
 cli.add_typer(sessions, name="sessions")
+cli.add_typer(runs, name="runs")
+cli.command("run")(run_agent)
+cli.command("worker")(worker)
 
 
 def main() -> None:

@@ -79,6 +79,12 @@ async def _background(connection: HTTPConnection) -> Background:
     return background
 
 
+async def _made_id(connection: HTTPConnection) -> str | None:
+    """The id that an Idempotency-Key gives to what its request makes."""
+    made_id: str | None = connection.scope.get("state", {}).get("made_id")
+    return made_id
+
+
 AgentServiceDep = Annotated[AgentService, Depends(_agents)]
 AgentRegistryDep = Annotated[AgentRegistry, Depends(_registry)]
 LLMServiceDep = Annotated[LLMService, Depends(_llm)]
@@ -89,3 +95,4 @@ SessionServiceDep = Annotated[SessionService, Depends(_sessions)]
 RunServiceDep = Annotated[RunService, Depends(_runs)]
 RunEventsDep = Annotated[RunEvents, Depends(_events)]
 BackgroundDep = Annotated[Background, Depends(_background)]
+MadeId = Annotated[str | None, Depends(_made_id)]

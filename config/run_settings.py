@@ -39,7 +39,7 @@ class RunSettings(SettingsGroup):
         20_000, alias="RUN_MAX_QUEUED", ge=1, le=10_000_000, description="in the queue, of everybody; one more gets 429"
     )
     max_crashes: int = Field(
-        5,
+        15,
         alias="RUN_MAX_CRASHES",
         ge=0,
         le=1_000,

@@ -58,7 +58,7 @@ def setup_logging(settings: LogSettings, *, debug: bool = False, stream: TextIO 
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = name != "uvicorn.access"  # our own access log says more
-    for name in ("httpx", "httpcore", "openai", "aiosqlite", "alembic", "asyncio"):
+    for name in ("httpx", "httpcore", "openai", "aiosqlite", "alembic", "asyncio", "procrastinate", "psycopg.pool"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 

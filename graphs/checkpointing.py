@@ -7,10 +7,13 @@ schema `checkpoints` of PostgreSQL. Nothing is opened before such an agent is ca
 
 import asyncio
 import importlib
-from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack, aclosing
+import logging
+import sqlite3
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.channels import EphemeralValue, Topic, UntrackedValue
@@ -19,6 +22,15 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.graph.state import CompiledStateGraph
 
 from config.settings import Settings
+from domain.errors import Unavailable
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+CHECKPOINTS_AWAY = "checkpoints_unavailable"
+_PATIENCE = 20.0  # seconds for which a database that is away is waited for
+_SETUP_LOCK = 7_203_518_867  # pg_try_advisory_lock
 
 #: Known from the record, or made anew by each run.
 _FROM_THE_RECORD = frozenset({"messages", "structured_response"})
@@ -103,7 +115,9 @@ class Checkpoints:
         module = importlib.import_module("langgraph.checkpoint.sqlite.aio")
         path = self._path if self._url is None else Path(self._url.partition(":///")[2]).with_name(self._path.name)
         connection = await self._stack.enter_async_context(aiosqlite.connect(path))
-        saver: BaseCheckpointSaver[Any] = module.AsyncSqliteSaver(connection, serde=_strict())
+        saver: BaseCheckpointSaver[Any] = _patient(module.AsyncSqliteSaver, sqlite3.OperationalError)(
+            connection, serde=_strict()
+        )
         await saver.setup()  # type: ignore[attr-defined]
         # In the log it survives this process, and nobody has been told of it: no waiting for the disk at every step.
         await connection.execute("PRAGMA synchronous=NORMAL")
@@ -125,11 +139,61 @@ class Checkpoints:
             },
         )
         await self._stack.enter_async_context(pool)
-        async with pool.connection() as connection:
+        errors = importlib.import_module("psycopg").OperationalError
+        saver: BaseCheckpointSaver[Any] = _patient(module.AsyncPostgresSaver, errors)(pool, serde=_strict())
+        async with pool.connection() as connection, _one_at_a_time(connection):
             await connection.execute("CREATE SCHEMA IF NOT EXISTS checkpoints")
-        saver: BaseCheckpointSaver[Any] = module.AsyncPostgresSaver(pool, serde=_strict())
-        await saver.setup()  # type: ignore[attr-defined]
+            await saver.setup()  # type: ignore[attr-defined]
         return saver
+
+
+@asynccontextmanager
+async def _one_at_a_time(connection: Any) -> AsyncIterator[None]:
+    """Others who make the same tables wait.
+
+    They ask again and again: to wait inside a statement would hold up the saver's own CREATE INDEX CONCURRENTLY.
+    """
+    while True:
+        got = await connection.execute("SELECT pg_try_advisory_lock(%s) AS got", (_SETUP_LOCK,))
+        if (await got.fetchone())["got"]:
+            break
+        await asyncio.sleep(0.05)
+    try:
+        yield
+    finally:
+        await connection.execute("SELECT pg_advisory_unlock(%s)", (_SETUP_LOCK,))
+
+
+def _patient(saver: Any, errors: type[Exception]) -> Any:
+    """That class of saver, waiting for its database where it is away for a moment: a restart need not end a run.
+
+    Raises:
+        Unavailable: (from the saver's methods) it stays away.
+    """
+
+    async def insist(work: Callable[[], Awaitable[T]]) -> T:
+        until, pause = time.monotonic() + _PATIENCE, 0.1
+        while True:
+            try:
+                return await work()
+            except errors as error:
+                if time.monotonic() > until:
+                    raise Unavailable("The checkpoints cannot be reached.", code=CHECKPOINTS_AWAY) from error
+                logger.warning("checkpoints cannot be reached; tried again", extra={"why": str(error)[:200]})
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, 2.0)
+
+    class Patient(saver):  # type: ignore[misc]
+        async def aput(self, *given: Any, **more: Any) -> Any:
+            return await insist(lambda: super(Patient, self).aput(*given, **more))
+
+        async def aput_writes(self, *given: Any, **more: Any) -> Any:
+            return await insist(lambda: super(Patient, self).aput_writes(*given, **more))
+
+        async def aget_tuple(self, *given: Any, **more: Any) -> Any:
+            return await insist(lambda: super(Patient, self).aget_tuple(*given, **more))
+
+    return Patient
 
 
 def _thread(session_id: str) -> RunnableConfig:

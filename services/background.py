@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from config.settings import Settings
@@ -50,13 +50,17 @@ class Background:
     webhooks: WebhookService
 
     @asynccontextmanager
-    async def at_work(self) -> AsyncIterator["Background"]:
-        """Run what is queued, fire schedules, tell webhooks until the context ends; then hand back what is going on."""
+    async def at_work(self, *, takes: bool = True) -> AsyncIterator["Background"]:
+        """Run what is queued, fire schedules, tell webhooks until the context ends; then hand back what is going on.
+
+        Args:
+            takes: False when it runs only what it is told to (`worker.take`).
+        """
         settings = self.settings.runs
         loop = asyncio.get_running_loop()
         loop.set_default_executor(ThreadPoolExecutor(_THREADS, thread_name_prefix="work"))
         jobs: list[Any] = [self.worker.watch(), self.schedules.watch(), self.webhooks.watch()]
-        if settings.concurrency:
+        if takes and settings.concurrency:
             jobs.append(self.queue.work(self.worker))
         async with loop_guard(settings.loop_block_limit, stop_the_agent, self.metrics):
             with run_logs(), _memory_limit(settings.max_memory_mb):
@@ -121,7 +125,8 @@ async def open_background(
             for run_id in found.requeued:
                 standing = await backlog.standing(run_id)
                 if standing is not None:
-                    await queue.wake(run_id, standing[1], standing[2], datetime.now(UTC))
+                    # Without its session's lock, which the dead worker's job holds for some seconds more.
+                    await queue.wake(run_id, None, standing[2], standing[3])
             for run_id in [*found.lost, *found.cancelled]:
                 events.poke(run_id)
 

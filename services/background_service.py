@@ -66,9 +66,12 @@ class BackgroundService:
         signals.hear(self._heard)
 
     async def submit(
-        self, agent_id: str, request: AgentRunRequest, caller: Principal, *, retry_of: str | None = None
+        self, agent_id: str, request: AgentRunRequest, caller: Principal, *, run_id: str | None = None
     ) -> RunAccepted:
         """Write a run down and answer at once; from then on it will be done, whatever happens to this process.
+
+        Args:
+            run_id: the id that it gets; when the caller has a run of that id, that one is meant.
 
         Raises:
             NotFound, AgentNotFound, ModelNotFound: no such thing here.
@@ -78,7 +81,10 @@ class BackgroundService:
             RateLimited: too many in the queue.
             Unavailable: the server is stopping, or the run cannot be written down.
         """
-        new = await self.prepare(agent_id, request, caller, retry_of=retry_of)
+        known = await self._known(run_id, caller)
+        if known is not None:
+            return known
+        new = await self.prepare(agent_id, request, caller, run_id=run_id)
         await self._queue.submit(new)
         return _accepted(new)
 
@@ -87,7 +93,13 @@ class BackgroundService:
         return await self._queue.submit(new, also)
 
     async def prepare(
-        self, agent_id: str, request: AgentRunRequest, caller: Principal, *, retry_of: str | None = None
+        self,
+        agent_id: str,
+        request: AgentRunRequest,
+        caller: Principal,
+        *,
+        run_id: str | None = None,
+        retry_of: str | None = None,
     ) -> Submission:
         """Everything that is checked before a run is written down. Raises as `submit`."""
         if self._worker.draining:
@@ -108,7 +120,7 @@ class BackgroundService:
         )
         session = resolved.session
         return Submission(
-            id=str(uuid7()),
+            id=run_id or str(uuid7()),
             owner_id=caller.user_id,
             session_id=session.id if session else str(uuid7()),
             new_session=session is None,
@@ -164,13 +176,19 @@ class BackgroundService:
             await self._queue.wake(run_id, run.session_id, run.priority, datetime.now(UTC))
         return RunState(run_id=run_id, status=status)
 
-    async def requeue(self, run_id: str, caller: Principal) -> RunAccepted:
+    async def requeue(self, run_id: str, caller: Principal, *, new_id: str | None = None) -> RunAccepted:
         """Send a dead letter again: a new run with the same question, in the same session.
+
+        Args:
+            new_id: as `run_id` of `submit`.
 
         Raises:
             NotFound: the caller has no such run.
             Conflict: it is no dead letter, or has been sent again; or its session is busy.
         """
+        known = await self._known(new_id, caller)
+        if known is not None:
+            return known
         run = await self._owned(run_id, caller)
         if not run.dead:
             raise Conflict("Only a run that ended badly can be sent again, and only once.", code="not_a_dead_letter")
@@ -187,7 +205,7 @@ class BackgroundService:
             priority=run.priority,
             webhook=run.webhook,
         )
-        new = await self.prepare(run.agent, request, caller, retry_of=run_id)
+        new = await self.prepare(run.agent, request, caller, run_id=new_id, retry_of=run_id)
         if not await self._queue.submit(new, lambda work: work.runs.mark_resent(run_id, caller.user_id)):
             raise Conflict("This dead letter has just been sent again.", code="not_a_dead_letter")
         return _accepted(new)
@@ -223,6 +241,24 @@ class BackgroundService:
     def _heard(self, kind: SignalKind, run_id: str) -> None:
         if kind == "cancel":
             self._worker.cancel(run_id)
+
+    async def _known(self, run_id: str | None, caller: Principal) -> RunAccepted | None:
+        """The caller's run of that id: a process that died wrote it down, and could not say so any more."""
+        if run_id is None:
+            return None
+        async with self._store.reading() as work:
+            run = await work.runs.owned(run_id, caller.user_id)
+        if run is None:
+            return None
+        return RunAccepted(
+            run_id=run.id,
+            session_id=run.session_id or "",
+            agent=run.agent,
+            model=run.model or "",
+            status=run.status,
+            created_at=run.created_at,
+            retry_of=run.retry_of,
+        )
 
     async def _owned(self, run_id: str, caller: Principal) -> Run:
         async with self._store.reading() as work:

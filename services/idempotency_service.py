@@ -4,8 +4,10 @@ The answer is kept for a day, sealed with the key itself, so that whoever reads 
 them may be a new API key). A request that failed leaves nothing: it may be tried again.
 """
 
+import hashlib
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from uuid import UUID
 
 import orjson
 
@@ -22,10 +24,15 @@ MAX_ANSWER_BYTES = 8_000_000
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """The right to answer a key."""
+    """The right to answer a key.
+
+    `made_id` is the id (UUIDv7) for what the request makes: the same when a process died over it and it is asked again,
+    so that whoever writes it down can see that it is there already.
+    """
 
     owner_id: str
     key: str
+    made_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +69,11 @@ class IdempotencyService:
             known = await work.idempotency_keys.find(owner_id, digest)
             if known is not None and not _is_over(known, now):
                 return self._answered(known, key, fingerprint)
+            first = now
             if known is not None:
                 await work.idempotency_keys.forget(owner_id, digest)
+                if known.created_at >= now - KEPT_FOR:
+                    first = known.created_at
             await work.idempotency_keys.claim(
                 IdempotencyRow(
                     owner_id=owner_id,
@@ -72,10 +82,10 @@ class IdempotencyService:
                     lease_until=now + LEASE,
                     status_code=None,
                     answer=None,
-                    created_at=now,
+                    created_at=first,
                 )
             )
-        return Claim(owner_id, key)
+        return Claim(owner_id, key, _made_id(owner_id, digest, first))
 
     async def renew(self, claim: Claim) -> None:
         """Still at work."""
@@ -116,6 +126,13 @@ class IdempotencyService:
         head, _, body = unseal(key, known.answer).partition(b"\n")
         headers = [(name, value) for name, value in orjson.loads(head)["headers"]]
         return KeptAnswer(known.status_code, headers, body)
+
+
+def _made_id(owner_id: str, digest: str, first: datetime) -> str:
+    """The moment of the first asking, and bits that nobody else's key gives."""
+    bits = int.from_bytes(hashlib.sha256(f"{owner_id}:{digest}".encode()).digest()[:16])
+    moment = int(first.timestamp() * 1000)
+    return str(UUID(int=moment << 80 | 7 << 76 | (bits >> 64 & 0xFFF) << 64 | 2 << 62 | bits & (1 << 62) - 1))
 
 
 def _is_over(known: IdempotencyRow, now: datetime) -> bool:

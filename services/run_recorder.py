@@ -39,7 +39,7 @@ RENEW_BEFORE = timedelta(seconds=15)
 TICK = 1.0  # seconds between drafts: what a crash may cost of an answer
 RECOVER_EVERY = 2.0  # seconds between looks for runs of dead processes
 _CLOCK_JUMP = 2.0  # seconds by which the clock may leave the time that has passed, before leases are not believed
-_MAX_CRASHES = 5
+_MAX_CRASHES = 15
 _TITLE_CHARS, _MODEL_CHARS = 80, 200
 
 #: Which process this is: a number may be given to another one, or to the next one of a container.

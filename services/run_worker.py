@@ -19,7 +19,7 @@ from domain.events import AgentEvent, Envelope, RunFailed
 from domain.ports import RecordStore, RunBacklog
 from domain.runs import Run, RunBegun, RunEnd
 from domain.text import clean_text
-from graphs.checkpointing import Checkpoints
+from graphs.checkpointing import CHECKPOINTS_AWAY, Checkpoints
 from services.agent_registry import AgentRegistry
 from services.agent_service import AgentService
 from services.agent_stream import Paused, RunStream
@@ -34,6 +34,8 @@ BEAT = 0.5  # seconds between signs of life, and looks for runs that are to be c
 FLUSH = 0.05  # seconds that events gather before they are written down, and then told
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 5.0  # seconds between tries to write an end, while the database is away
 _FOR_GOOD = frozenset({"recursion_limit", "agent_blocked", "out_of_memory", "too_many_events", "agent_not_found"})
+_STORE_AWAY = frozenset({"unavailable", CHECKPOINTS_AWAY})  # what a run cannot help
+_COOLING = timedelta(seconds=2)  # before it is tried again
 _NEVER_RETRIED = frozenset({ErrorKind.INVALID, ErrorKind.NOT_FOUND, ErrorKind.FORBIDDEN, ErrorKind.QUOTA})
 
 
@@ -171,7 +173,10 @@ class RunWorker:
         except asyncio.CancelledError:
             raise  # the process ends; its lease runs out, and another one goes on
         except RouteurError as error:
-            await self._fail(live, error)
+            if error.code in _STORE_AWAY:
+                await self._put_back(live)
+            else:
+                await self._fail(live, error)
         except Exception:
             logger.exception("background run failed outside its agent", extra={"run_id": run.id})
             await self._fail(live, InternalError())
@@ -236,6 +241,15 @@ class RunWorker:
             await self.recorder.end(end)
             self._events.poke(run.id)
             await self._forget(run.id)
+
+    async def _put_back(self, live: _Live) -> None:
+        """A database was away before it could begin: somebody tries later."""
+        now = datetime.now(UTC)
+        run, at = live.run, now + _COOLING
+        pause = Pause(run.id, run.attempt, RunStatus.QUEUED, now, run.spent, at)
+        with suppress(RouteurError):  # then its lease runs out
+            if await insist(lambda: self.backlog.pause(pause, None), lambda: self.draining):
+                await self.on_queued(run, at)
 
     async def _forget(self, run_id: str) -> None:
         """Its checkpoints are needed no more; when this fails, retention finds them."""
@@ -384,7 +398,9 @@ class _BackgroundBook(Book):
         return asyncio.ensure_future(self._insist(lambda: self._write_end(run, terminal)))
 
     def instead(self, run: RunStream, failed: RunFailed) -> Paused | None:
-        """Try a failed run again, where its agent wants that."""
+        """Try a failed run again, where its agent wants that, or could not help it."""
+        if run.error is not None and run.error.code == CHECKPOINTS_AWAY and self._live.run.may_resume:
+            return Paused("drain")
         return Paused("retry") if self._worker.may_retry(self._live.run, run.error) else None
 
     async def pause(self, run: RunStream, paused: Paused) -> bool:
@@ -420,17 +436,26 @@ class _BackgroundBook(Book):
 
     async def _insist(self, write: Callable[[], Awaitable[bool]]) -> bool:
         """Try until the database takes it: for as long as nobody else may have the run, and then in vain."""
-        pause = _FIRST_PAUSE
-        while True:
-            written = self._live.written
-            try:
-                return await write()
-            except Unavailable:
-                if self._worker.draining:
-                    raise
-                self._live.written = written
-                await asyncio.sleep(pause)
-                pause = min(pause * 2, _LONGEST_PAUSE)
+        written = self._live.written
+
+        def again() -> Awaitable[bool]:
+            self._live.written = written
+            return write()
+
+        return await insist(again, lambda: self._worker.draining)
+
+
+async def insist(write: Callable[[], Awaitable[bool]], hurry: Callable[[], bool]) -> bool:
+    """Write as soon as the database is there to take it. Raises Unavailable when it is away and there is no time."""
+    pause = _FIRST_PAUSE
+    while True:
+        try:
+            return await write()
+        except Unavailable:
+            if hurry():
+                raise
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, _LONGEST_PAUSE)
 
 
 async def _nobody(run: Run, at: datetime) -> None:

@@ -55,6 +55,7 @@ class IdempotencyMiddleware:
         if isinstance(claim, KeptAnswer):
             await _replay(claim, send)
             return
+        scope.setdefault("state", {})["made_id"] = claim.made_id
         async with _renewed(service, claim):
             await _Recording(service, claim, send).run(self._app, scope, _again(body, receive))
 

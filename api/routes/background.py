@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Header, Path, Query
 from starlette.responses import Response
 
-from api.dependencies import AllServices, BackgroundDep, RunEventsDep
+from api.dependencies import AllServices, BackgroundDep, MadeId, RunEventsDep
 from api.errors import problem_responses
 from api.streaming.response import EventStreamResponse
 from api.streaming.sse import HEARTBEAT, RETRY, SseRenderer, gap_frame
@@ -36,10 +36,15 @@ _LARGEST_CURSOR = 2**31 - 1
     responses={**_START, 202: {"headers": {"Location": {"description": "the run", "schema": _TEXT}}}},
 )
 async def run_agent(
-    agent_id: AgentId, body: AgentRunRequest, caller: Caller, background: BackgroundDep, response: Response
+    agent_id: AgentId,
+    body: AgentRunRequest,
+    caller: Caller,
+    background: BackgroundDep,
+    made_id: MadeId,
+    response: Response,
 ) -> RunAccepted:
     """Start a background run and get its id at once. `Idempotency-Key` makes sure that it is started once."""
-    accepted = await background.runs.submit(agent_id, body, caller)
+    accepted = await background.runs.submit(agent_id, body, caller, run_id=made_id)
     _name_the_run(response, accepted)
     return accepted
 
@@ -68,9 +73,11 @@ async def approve(run_id: RunId, body: ApprovalAnswer, caller: Caller, backgroun
 
 
 @router.post("/runs/{run_id}/requeue", status_code=202, responses={**_START})
-async def requeue(run_id: RunId, caller: Caller, background: BackgroundDep, response: Response) -> RunAccepted:
+async def requeue(
+    run_id: RunId, caller: Caller, background: BackgroundDep, made_id: MadeId, response: Response
+) -> RunAccepted:
     """Send a dead letter again, as a new run: one that failed, timed out or was lost."""
-    accepted = await background.runs.requeue(run_id, caller)
+    accepted = await background.runs.requeue(run_id, caller, new_id=made_id)
     _name_the_run(response, accepted)
     return accepted
 

@@ -110,8 +110,7 @@ class SqlBacklog:
 
     async def set_mark(self, run_id: str, attempt: int, mark: str) -> None:
         """The checkpoint from which a run goes on; when it has moved, earlier crashes are forgiven."""
-        async with self._database.unit_of_work() as work:
-            await work.runs.set_mark(run_id, attempt, mark)
+        await self._writer.submit(lambda _: scripts.set_mark(run_id, attempt, mark), flush=False)
 
     async def threads_to_forget(self, limit: int) -> list[str]:
         """Ended runs whose checkpoints are still there."""
@@ -120,8 +119,7 @@ class SqlBacklog:
 
     async def thread_forgotten(self, run_id: str) -> None:
         """They are gone."""
-        async with self._database.unit_of_work() as work:
-            await work.runs.update_one(run_id, has_thread=False)
+        await self._writer.submit(lambda _: scripts.thread_forgotten(run_id), flush=False)
 
     async def trim_events(self, before: datetime, limit: int) -> int:
         """Delete events of runs that ended before; of how many runs."""

@@ -103,7 +103,7 @@ _ASK_AGAIN = (
 _OF_OWNER = "SELECT status, background FROM runs WHERE id = :id AND owner_id = :owner_id"
 _STOP_WAITING = (
     "UPDATE runs SET status = 'cancelled', error_code = 'run_cancelled', error_message = :message, completed_at = :now,"
-    " updated_at = :now, lease_until = NULL, pending = NULL, attempt = attempt + 1"
+    " updated_at = :now, lease_until = NULL, pending = NULL"
     " WHERE id = :id AND status IN ('queued', 'waiting')"
 )
 _ASK_TO_STOP = "UPDATE runs SET status = 'cancelling', updated_at = :now WHERE id = :id AND status = 'running'"
@@ -117,6 +117,13 @@ _GO_ON = (
     "UPDATE runs SET status = 'queued', available_at = :now, updated_at = :now"
     " WHERE id = :run_id AND status = 'waiting'"
 )
+
+
+_MARK = (
+    "UPDATE runs SET mark = :mark, crashes = 0 WHERE id = :id AND attempt = :attempt"
+    " AND (mark IS NULL OR mark <> :mark)"
+)
+_FORGOTTEN = "UPDATE runs SET has_thread = :no WHERE id = :id"
 
 
 def submit(codec: Codec, new: Submission) -> Script[None]:
@@ -328,6 +335,16 @@ def answer(
         return RunStatus.WAITING
     yield _GO_ON, {"run_id": run_id, "now": moment}
     return RunStatus.QUEUED
+
+
+def set_mark(run_id: str, attempt: int, mark: str) -> Script[None]:
+    """The checkpoint from which a run goes on; when it has moved, earlier crashes are forgiven."""
+    yield _MARK, {"id": run_id, "attempt": attempt, "mark": mark}
+
+
+def thread_forgotten(run_id: str) -> Script[None]:
+    """A run's checkpoints are gone."""
+    yield _FORGOTTEN, {"id": run_id, "no": False}
 
 
 def run_not_found() -> NotFound:

@@ -6,8 +6,9 @@ would cost more than the database), the repositories run the same ones inside a 
 """
 
 import re
+import zlib
 from collections.abc import Generator, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol, TypeVar
 
 import orjson
@@ -38,6 +39,7 @@ _BUSY_RETRY = 1.0  # seconds
 _HOLDING = ", ".join(f"'{status.value}'" for status in sorted(HOLDING))
 LOST_CODE, LOST_MESSAGE = "run_lost", "The process that ran it is gone."
 CANCELLED_MESSAGE = "Cancelled by its owner."
+_LONGEST_APART = 60.0  # seconds
 POISONOUS_MESSAGE = "Every process that ran it died; it is not tried again."
 
 
@@ -131,12 +133,12 @@ _HELD = (
 )
 _LOSE = (
     "UPDATE runs SET status = :status, error_code = :code, error_message = :message, completed_at = :now,"
-    " updated_at = :now, lease_until = NULL, worker = NULL, draft = NULL, dead = :dead, attempt = attempt + 1"
+    " updated_at = :now, lease_until = NULL, worker = NULL, draft = NULL, dead = :dead"
     f" WHERE id = :id AND status IN ({_HOLDING})"
 )
 _REQUEUE = (
-    "UPDATE runs SET status = 'queued', available_at = :now, updated_at = :now, lease_until = NULL, worker = NULL,"
-    f" draft = NULL, crashes = crashes + 1, attempt = attempt + 1 WHERE id = :id AND status IN ({_HOLDING})"
+    "UPDATE runs SET status = 'queued', available_at = :later, updated_at = :now, lease_until = NULL, worker = NULL,"
+    f" draft = NULL, crashes = crashes + 1 WHERE id = :id AND status IN ({_HOLDING})"
 )
 
 
@@ -373,7 +375,7 @@ def recover_runs(
 ) -> Script[Recovered]:
     """What becomes of the runs of processes that are gone: background runs go on, where they may; all others are lost.
 
-    Their attempt grows, so that a worker that is not dead after all writes nothing more.
+    A worker that is not dead after all writes nothing more: the run is not in progress, or has another attempt by then.
 
     Args:
         dead: workers that are known to be gone; of the others, the lease says it.
@@ -389,7 +391,8 @@ def recover_runs(
             continue
         run = {"id": run_id, "now": moment}
         if background and status == "running" and may_resume and crashes < max_crashes:
-            if changed((yield _REQUEUE, run)):
+            later = codec.moment(now + _apart(run_id, crashes))
+            if changed((yield _REQUEUE, run | {"later": later})):
                 recovered.requeued.append(run_id)
             continue
         cancelled = background and status == "cancelling"
@@ -402,6 +405,17 @@ def recover_runs(
         if draft and session_id:
             yield from _keep_draft(codec, session_id, run_id, draft, model, now)
     return recovered
+
+
+def _apart(run_id: str, crashes: int) -> timedelta:
+    """How long a run waits that has seen `crashes` deaths and made no progress since.
+
+    Not at all at first. Later the runs of one process come back at different times, so that the one that kills it dies
+    without the others, and they get on meanwhile.
+    """
+    longest = min(_LONGEST_APART, 2.0**crashes / 2) if crashes else 0.0
+    part = zlib.crc32(f"{run_id}{crashes}".encode()) / 2**32
+    return timedelta(seconds=longest * part)
 
 
 def clock(codec: Codec, now: datetime | None = None) -> Script[datetime]:

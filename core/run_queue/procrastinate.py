@@ -25,10 +25,8 @@ _HEARTBEAT = 2.0  # seconds
 _STALLED_AFTER = 8.0  # seconds without a heartbeat
 _LOOK_EVERY = 2.0  # seconds between looks for stalled jobs, and runs that no job carries
 _ORPHANED_AFTER = timedelta(seconds=5)
-_HELD_FOR = (
-    20.0  # seconds that a job waits for a run that somebody seems to hold: a dead worker's lease is over by then
-)
-_LATER = 1.0  # seconds after which a run that may not begin yet is offered again
+_LATER = 5.0  # seconds after which a run that may not begin yet is offered again, unless room is found for it before
+_PAUSE = 0.02  # seconds between looks for such runs
 _AT_ONCE = 500
 _SCHEMA_LOCK = 7_203_518_866  # pg_advisory_xact_lock
 
@@ -44,15 +42,15 @@ class Transactions(Protocol):
 class ProcrastinateQueue:
     """`domain.ports.RunQueue` over Procrastinate."""
 
-    def __init__(
-        self, app: Any, already: type[Exception], database: Transactions, backlog: RunBacklog, room: int
-    ) -> None:
+    def __init__(self, procrastinate: Any, app: Any, database: Transactions, backlog: RunBacklog, room: int) -> None:
         self._app = app
-        self._already = already
+        self._already: type[Exception] = procrastinate.exceptions.AlreadyEnqueued
+        self._failed = procrastinate.jobs.Status.FAILED
         self._database = database
         self._backlog = backlog
         self._room = room
         self._worker: Worker | None = None
+        self._some = asyncio.Event()
         self._task = app.task(name="routeur.run", queue=QUEUE)(self._deliver)
 
     async def submit(self, new: Submission, also: Also | None = None) -> bool:
@@ -75,12 +73,16 @@ class ProcrastinateQueue:
             await self._task.configure(**options).defer_async(run_id=run_id)
 
     def nudge(self) -> None:
-        """Jobs come by themselves."""
+        """There is room again: perhaps for a run whose job came when there was none."""
+        self._some.set()
 
     async def work(self, worker: Worker) -> None:
         """Take jobs for `worker` until cancelled."""
         self._worker = worker
-        looking = asyncio.create_task(self._look(), name="stalled jobs")
+        beside = [
+            asyncio.create_task(self._look(), name="stalled jobs"),
+            asyncio.create_task(self._fill(worker), name="runs that had no room"),
+        ]
         try:
             while True:
                 try:
@@ -99,29 +101,32 @@ class ProcrastinateQueue:
                     logger.warning("the job queue is away; tried again", exc_info=True)
                     await asyncio.sleep(1)
         finally:
-            looking.cancel()
+            for task in beside:
+                task.cancel()
 
     async def _deliver(self, run_id: str) -> None:
         """One job: run what it names, if it is there to be run."""
-        worker, loop = self._worker, asyncio.get_running_loop()
-        if worker is None:
+        if self._worker is None:
             return
-        until = loop.time() + _HELD_FOR
+        if await self._worker.take(run_id):
+            await self._worker.finished(run_id)
+            return
+        standing = await self._backlog.standing(run_id)
+        if standing is not None and standing[0] is RunStatus.QUEUED:
+            # A limit, its session, its time, or we are being drained. (One that somebody else runs is their business:
+            # when they die, it is queued and comes back.)
+            _, session_id, priority, at = standing
+            await self.wake(run_id, session_id, priority, max(at, datetime.now(UTC) + timedelta(seconds=_LATER)))
+
+    async def _fill(self, worker: Worker) -> None:
         while True:
-            if await worker.take(run_id):
-                await worker.finished(run_id)
-                return
-            standing = await self._backlog.standing(run_id)
-            if standing is None:
-                return
-            status, session_id, priority, at = standing
-            if status is RunStatus.QUEUED:  # a limit, its session, its time, or we are being drained
-                later = max(at, datetime.now(UTC) + timedelta(seconds=_LATER))
-                await self.wake(run_id, session_id, priority, later)
-                return
-            if status is not RunStatus.RUNNING or loop.time() > until:
-                return
-            await asyncio.sleep(_LATER)
+            await self._some.wait()
+            self._some.clear()
+            try:
+                await worker.take()
+            except RouteurError:
+                logger.warning("the queue could not be read", exc_info=True)
+            await asyncio.sleep(_PAUSE)
 
     async def _look(self) -> None:
         while True:
@@ -130,7 +135,8 @@ class ProcrastinateQueue:
                 for job in await self._app.job_manager.get_stalled_jobs(
                     queue=QUEUE, seconds_since_heartbeat=_STALLED_AFTER
                 ):
-                    await self._app.job_manager.retry_job(job)
+                    # Done with: its run, when it is to go on, gets a job of its own, and may have one already.
+                    await self._app.job_manager.finish_job(job, self._failed, delete_job=True)
                 for run_id, session_id, priority in await self._backlog.waiting_for_a_worker(
                     datetime.now(UTC) - _ORPHANED_AFTER, _AT_ONCE
                 ):
@@ -151,7 +157,7 @@ async def open_procrastinate(
     app = procrastinate.App(connector=connector)
     await _make_tables(url, procrastinate)
     async with app.open_async():
-        yield ProcrastinateQueue(app, procrastinate.exceptions.AlreadyEnqueued, database, backlog, max(1, room))
+        yield ProcrastinateQueue(procrastinate, app, database, backlog, max(1, room))
 
 
 async def _make_tables(url: str, procrastinate: Any) -> None:

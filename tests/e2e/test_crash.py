@@ -14,14 +14,13 @@ import anyio
 import httpx
 import pytest
 
-from tests.e2e.test_full_workflow import serving
 from tests.fakes.live_server import live
+from tests.fakes.processes import PASSWORD, serving
 from tests.fakes.providers import FakeProvider, Reply
 
 pytestmark = [pytest.mark.anyio, pytest.mark.e2e]
 
 STREAMS = 50
-PASSWORD = "correct horse battery"
 
 
 async def test_nothing_that_was_said_is_lost_when_the_process_is_killed(tmp_path: Path) -> None:

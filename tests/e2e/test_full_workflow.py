@@ -1,82 +1,18 @@
 """The product as a newcomer meets it: a process, its printed words, a paste, a kill, a start again."""
 
-import os
-import re
 import signal
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from queue import Queue
 
 import httpx
 import pytest
 
+from tests.fakes.processes import ROUTEUR, address_of, environment, routeur, serving
+
 pytestmark = pytest.mark.e2e
 
 ROOT = Path(__file__).parents[2]
-ROUTEUR = Path(sys.executable).with_name("routeur")
-
-
-class Running:
-    """A server process whose lines are read as they come."""
-
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self.process = process
-        self.lines: list[str] = []
-        self._queue: Queue[str | None] = Queue()
-        threading.Thread(target=self._read, daemon=True).start()
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self._queue.put(line)
-        self._queue.put(None)
-
-    def wait_for(self, pattern: str, within: float = 30) -> re.Match[str]:
-        """The first line that fits."""
-        until = time.monotonic() + within
-        while True:
-            line = self._queue.get(timeout=max(0.01, until - time.monotonic()))
-            assert line is not None, "the process ended:\n" + "".join(self.lines)
-            self.lines.append(line)
-            if found := re.search(pattern, line):
-                return found
-
-
-def environment(data: Path, **more: str) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "LANG", "TMPDIR")}
-    return {**kept, "DATA_DIR": str(data), "DISCOVER_LOCAL": "false", "COLUMNS": "120", "PYTHONUNBUFFERED": "1", **more}
-
-
-@contextmanager
-def serving(data: Path, **more: str) -> Iterator[Running]:
-    process = subprocess.Popen(
-        [ROUTEUR, "serve", "--port", "0"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        cwd=data,
-        env=environment(data, **more),
-    )
-    try:
-        yield Running(process)
-    finally:
-        process.kill()
-        process.wait()
-
-
-def routeur(data: Path, *arguments: str, typed: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [ROUTEUR, *arguments], capture_output=True, text=True, input=typed, cwd=data, env=environment(data), check=False
-    )
-
-
-def address_of(server: Running) -> str:
-    return server.wait_for(r"address\s+(http://\S+)")[1]
 
 
 def test_what_the_start_prints_can_be_pasted_and_answers(tmp_path: Path) -> None:

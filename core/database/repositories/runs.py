@@ -141,12 +141,6 @@ class RunRepository(Repository[Run]):
         table = self.table
         return await self.update(table.c.id == run_id, table.c.owner_id == owner_id, table.c.dead, dead=False) == 1
 
-    async def set_mark(self, run_id: str, attempt: int, mark: str) -> None:
-        """The checkpoint from which a run goes on; when it has moved, earlier crashes are forgiven."""
-        table = self.table
-        moved = func.coalesce(table.c.mark, "") != mark
-        await self.update(table.c.id == run_id, table.c.attempt == attempt, moved, mark=mark, crashes=0)
-
     async def threads_to_forget(self, limit: int) -> list[str]:
         """Ended runs whose checkpoints are still there."""
         table = self.table
