@@ -6,7 +6,7 @@ from typing import Any
 from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
 from langgraph.types import Command, StateSnapshot
 
-from domain.events import Envelope, TextDelta
+from domain.events import Envelope, TextDelta, ToolFinished, ToolStarted
 from services.agent_stream import Past
 
 
@@ -30,6 +30,7 @@ def recall(
     past.brought = [message for message in kept if message.id not in known]
     ids = {message.id for message in kept}
     past.cut = [message_id for message_id in all_texts(told) if message_id not in ids]
+    _find_untold(past, told)
     asked = {call["id"] for message in kept if isinstance(message, AIMessage) for call in message.tool_calls}
     answered = {message.tool_call_id for message in kept if isinstance(message, ToolMessage)}
     past.dropped = [call_id for call_id in past.laws.open_tools if call_id not in asked or call_id in answered]
@@ -37,3 +38,33 @@ def recall(
     past.output = "" if last is None else str(last.text)
     decided = {one.id: answers[one.id] for one in snapshot.interrupts if one.id in answers}
     return Command(resume=decided) if decided else None
+
+
+def _find_untold(past: Past, told: list[Envelope]) -> None:
+    """What the checkpoint has and the events have not: a process died between the two."""
+    texts: dict[str, str] = {}
+    for one in told:
+        if isinstance(one.event, TextDelta):
+            texts[one.event.message_id] = texts.get(one.event.message_id, "") + one.event.text
+    started = {one.event.call_id for one in told if isinstance(one.event, ToolStarted)}
+    finished = {one.event.call_id for one in told if isinstance(one.event, ToolFinished)}
+    answers = [message for message in past.brought if isinstance(message, AIMessage)]
+    unpaid = len(answers) - len(past.calls)
+    for message in past.brought:
+        if isinstance(message, ToolMessage):
+            if message.tool_call_id not in finished:
+                past.untold.append(message)
+            continue
+        if not isinstance(message, AIMessage) or message.id is None:
+            continue
+        text, part = str(message.text), texts.get(message.id)
+        if part is not None and message.id in past.laws.open_texts and text.startswith(part):
+            past.rest[message.id] = text[len(part) :]
+        elif part is not None or started & {call["id"] for call in message.tool_calls}:
+            continue
+        else:
+            past.untold.append(message)
+        ours = "routeur_model" in message.response_metadata  # of others the message itself will be read
+        if unpaid > 0 and message.usage_metadata and (ours or message not in past.untold):
+            past.unpaid.append(message)
+            unpaid -= 1

@@ -83,6 +83,9 @@ class Past:
         cut: ids of messages that had begun and are said anew.
         dropped: calls of tools that had begun and are called anew, under other ids.
         brought: messages that earlier attempts have made.
+        rest: what is left to tell of messages that were made, and told in part, by their ids.
+        untold: messages that were made, and of which nothing was told.
+        unpaid: messages whose model call is in no event, and so in no account.
         calls: model calls that earlier attempts have paid for.
         output: of the last answer.
     """
@@ -94,6 +97,9 @@ class Past:
     cut: list[str] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
     brought: list[BaseMessage] = field(default_factory=list)
+    rest: dict[str, str] = field(default_factory=dict)
+    untold: list[BaseMessage] = field(default_factory=list)
+    unpaid: list[AIMessage] = field(default_factory=list)
     calls: list[UsageReported] = field(default_factory=list)
     output: str = ""
 
@@ -204,6 +210,8 @@ class RunStream:
         self._seen: set[str] = {message.id for message in messages if message.id}
         self._output = past.output if past else ""
         self._finish = FinishReason.STOP
+        for call in past.calls if past else ():
+            self._add_up(call.usage)
         for message in past.brought if past else ():
             message.id = message.id or new_message_id()
             self.brought[message.id] = message
@@ -365,12 +373,19 @@ class RunStream:
         if not self._laws.started:
             self._emit(RunStarted(agent=self.agent, model=self.model, session_id=self.session_id))
         for message_id in list(self._laws.open_texts):
+            if rest := past.rest.get(message_id):
+                self._emit(TextDelta(text=rest, message_id=message_id))
             self._emit(TextDelta(text="", message_id=message_id, done=True))
         for call_id in past.dropped:
             if call_id in self._laws.open_tools:
                 name = self._laws.open_tools[call_id]
                 self._emit(ToolFinished(call_id=call_id, name=name, output="", ok=False))
         self._emit(RunResumed(reason=past.reason, attempt=past.attempt, cut=past.cut))
+        for answer in past.unpaid:
+            self._report(str(answer.response_metadata.get("routeur_model", self.model)), usage_of(answer))
+        for message in past.untold:
+            self._seen.discard(message.id or "")
+            self._message(message, root=True)
 
     async def _outcome(self) -> AgentEvent | Paused:
         """What came of the graph, or what somebody outside has decided."""
@@ -569,10 +584,13 @@ class RunStream:
     def _report(self, model: str, usage: Usage | None) -> None:
         reported = UsageReported(model=model, usage=usage)
         self.calls.append(reported)
-        if usage is not None:
-            self.usage = usage if self.usage is None else self.usage + usage
+        self._add_up(usage)
         if not self._laws.ended:
             self._emit(reported)
+
+    def _add_up(self, usage: Usage | None) -> None:
+        if usage is not None:
+            self.usage = usage if self.usage is None else self.usage + usage
 
     def _emit(self, event: AgentEvent) -> None:
         self._pending.append(self._envelope(event))

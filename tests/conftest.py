@@ -9,7 +9,7 @@ import pytest
 
 from config.settings import Settings
 from services.container import open_services
-from tests.engines import ENGINES
+from tests.engines import ENGINES, REDIS_SERVER
 from tests.fakes.house import House, cheap_hasher, house_settings, open_house
 from tests.fakes.live_server import live
 from tests.fakes.providers import FakeProvider
@@ -17,7 +17,7 @@ from tests.fakes.providers import FakeProvider
 
 def pytest_report_header() -> str:
     """Which engines the contract tests run on."""
-    return f"engines: {', '.join(ENGINES)}"
+    return f"engines: {', '.join(ENGINES)}; redis: {REDIS_SERVER or 'none'}"
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ from core.database.record_writer import UNFIT, Job, T, cannot_write, run_batch, 
 
 MAX_BATCH = 200  # scripts in one transaction
 _TRIES = 5  # a restarting server is tried again, for about six seconds in all; so is a deadlock
+_MAX_IDLE = 5_000  # ms in the middle of a transaction
 _FIRST_PAUSE = 0.2  # seconds, doubled
 
 
@@ -112,6 +113,8 @@ class PostgresDriver:
             *UNFIT,
         )
         self._connection = psycopg.connect(url, autocommit=True)
+        # A process that stops in the middle (a paused machine) must not hold everybody else's claims.
+        self._connection.execute(f"SET idle_in_transaction_session_timeout = {_MAX_IDLE}")
         self._translated: dict[str, str] = {}
 
     def execute(self, sql: str, values: Values) -> list[Row]:

@@ -2,98 +2,22 @@
 
 import asyncio
 import random
-import socket
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator
-from contextlib import ExitStack, asynccontextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.contracts.storage import new_storage
 from tests.engines import POSTGRES_URL
-from tests.fakes.processes import AGENTS, PASSWORD, Running, start
+from tests.fakes.fleet import ENDED, installed
 
 pytestmark = [pytest.mark.anyio, pytest.mark.e2e]
 
+FEW = {"RUN_MAX_PER_USER": "40"}  # at once, so that there is a queue, and time to kill
 RUNS, STEPS, SECONDS = 100, 6, 0.3
 GIVE_UP = 180.0  # seconds
-READY = r"startup complete|runs at once"
-ENDED = {"completed", "failed", "cancelled", "timeout", "lost"}
-
-
-@dataclass
-class Fleet:
-    """The processes of one installation, each started again when it was killed."""
-
-    data: Path
-    settings: dict[str, str]
-    commands: dict[str, tuple[str, ...]]
-    live: dict[str, Running] = field(default_factory=dict)
-    kills: int = 0
-
-    async def start(self, name: str, **more: str) -> None:
-        """Start it, and wait until it is at work: a life must be long enough to get somewhere."""
-        self.live[name] = start(self.data, *self.commands[name], **self.settings, **more)
-        await asyncio.to_thread(self.live[name].wait_for, READY)
-
-    def kill(self, name: str) -> None:
-        self.live[name].kill()
-        (self.data / f"{name}.{self.kills}.log").write_text(self.live[name].rest())
-        self.kills += 1
-
-    def stop(self) -> None:
-        for name, one in self.live.items():
-            one.process.kill()
-            one.process.wait()
-            (self.data / f"{name}.log").write_text(one.rest())
-
-
-@dataclass(frozen=True)
-class Installation:
-    """A fleet and the client of its address; `mortal` are the names of those that may be killed."""
-
-    fleet: Fleet
-    client: httpx.AsyncClient
-    mortal: tuple[str, ...]
-    ledger: Path
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@asynccontextmanager
-async def installed(engine: str, data: Path, workers: int = 3, **more: str) -> AsyncIterator[Installation]:
-    """`embedded`: one process on SQLite. `procrastinate`: a server that runs nothing, and workers, on PostgreSQL."""
-    port, ledger = free_port(), data / "ledger"
-    settings = {"ADMIN_PASSWORD": PASSWORD, "PLUGINS_DIR": str(AGENTS), "TEST_LEDGER": str(ledger), **more}
-    commands: dict[str, tuple[str, ...]] = {"web": ("serve", "--port", str(port))}
-    async with new_storage("sqlite" if engine == "embedded" else "postgresql", data) as chosen:
-        mortal = ("web",)
-        if chosen.storage.database_url is not None:
-            settings["DATABASE_URL"] = chosen.storage.database_url.get_secret_value()
-        if engine == "procrastinate":
-            settings |= {"RUN_QUEUE": "procrastinate", "RUN_MAX_PER_USER": "30"}
-            mortal = tuple(f"worker {number}" for number in range(workers))
-            commands |= dict.fromkeys(mortal, ("worker", "--concurrency", "50"))
-        fleet = Fleet(data, settings, commands)
-        with ExitStack() as stack:
-            stack.callback(fleet.stop)
-            if engine == "procrastinate":  # the door itself runs nothing
-                await fleet.start("web", RUN_CONCURRENCY="0")
-            await asyncio.gather(*(fleet.start(name) for name in mortal))
-            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
-                form = {"grant_type": "password", "username": "admin", "password": PASSWORD}
-                token = (await client.post("/auth/token", data=form)).json()["access_token"]
-                client.headers["authorization"] = f"Bearer {token}"
-                yield Installation(fleet, client, mortal, ledger)
 
 
 ENGINES = ["embedded", *(["procrastinate"] if POSTGRES_URL else [])]
@@ -102,7 +26,7 @@ ENGINES = ["embedded", *(["procrastinate"] if POSTGRES_URL else [])]
 @pytest.mark.parametrize("engine", ENGINES)
 async def test_a_hundred_runs_survive_any_number_of_kills(engine: str, tmp_path: Path) -> None:
     dice = random.Random(20261121)
-    async with installed(engine, tmp_path) as house:
+    async with installed(engine, tmp_path, workers=0 if engine == "embedded" else 3, **FEW) as house:
         submitting = [asyncio.create_task(submit(house.client, number)) for number in range(RUNS)]
         ended: dict[str, dict[str, Any]] = {}
         until = time.monotonic() + GIVE_UP
