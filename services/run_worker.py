@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 LEASE = timedelta(seconds=10)  # after which a silent worker is taken for dead
 BEAT = 0.5  # seconds between signs of life, and looks for runs that are to be cancelled
+_MOST_PENDING = 2_000  # events of a run that wait to be written down
 FLUSH = 0.05  # seconds that events gather before they are written down, and then told
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 5.0  # seconds between tries to write an end, while the database is away
 _FOR_GOOD = frozenset({"recursion_limit", "agent_blocked", "out_of_memory", "too_many_events", "agent_not_found"})
@@ -50,6 +51,7 @@ class _Live:
         self.written = 0  # of its model calls
         self.drafted = 0
         self.over = asyncio.Event()
+        self.room = asyncio.Event()
 
     @property
     def spent(self) -> float:
@@ -169,6 +171,9 @@ class RunWorker:
                 live.active_at = time.monotonic()
                 self._dirty[run.id] = live
                 self._some.set()
+                while len(live.pending) >= _MOST_PENDING:  # it tells faster than it can be written down: let it wait
+                    live.room.clear()
+                    await live.room.wait()
             await self._close(live, stream)
         except asyncio.CancelledError:
             raise  # the process ends; its lease runs out, and another one goes on
@@ -327,6 +332,7 @@ class RunWorker:
                 if live.run.id not in gone:
                     self._events.publish(live.run.id, live.pending[:count])
                     del live.pending[:count]
+                    live.room.set()
                 elif live.stream is not None:  # taken for dead; nothing happens when it has just ended
                     live.stream.leave("gone")
 

@@ -93,7 +93,7 @@ _PAUSE = (
     " WHERE id = :id AND attempt = :attempt AND status = 'running'"
 )
 _ASK = (
-    "INSERT INTO approvals (run_id, id, owner_id, payload, status, created_at) SELECT :run_id, :id, owner_id, :payload,"
+    "INSERT INTO approvals (run_id, id, owner_id, payload, status, created_at) SELECT id, :id, owner_id, :payload,"
     " 'pending', :now FROM runs WHERE id = :run_id ON CONFLICT DO NOTHING"
 )
 _ASK_AGAIN = (

@@ -28,10 +28,11 @@ class Fleet:
     live: dict[str, Running] = field(default_factory=dict)
     kills: int = 0
 
-    async def start(self, name: str, **more: str) -> None:
+    async def start(self, name: str, *, patient: bool = True, **more: str) -> None:
         """Start it, and wait until it is at work: a life must be long enough to get somewhere."""
         self.live[name] = start(self.data, *self.commands[name], **{**self.settings, **more})
-        await asyncio.to_thread(self.live[name].wait_for, READY)
+        if patient:
+            await asyncio.to_thread(self.live[name].wait_for, READY)
 
     def kill(self, name: str) -> None:
         self.live[name].kill()

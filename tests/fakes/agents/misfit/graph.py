@@ -35,7 +35,10 @@ def build_graph(_context: GraphContext) -> AgentGraph:
 
 async def act(state: State) -> dict[str, Any]:
     """Do it."""
-    do, amount = state.get("do", "behave"), state.get("amount", 1)
+    do, amount = state.get("do"), state.get("amount", 1)
+    if do is None:  # without a state, the words say it: "ask 2"
+        word, _, number = str(state["messages"][-1].text).partition(" ")
+        do, amount = word, float(number) if number.isdigit() else 1
     if do in _DEEDS:
         found = _DEEDS[do](amount)
         if asyncio.iscoroutine(found):
