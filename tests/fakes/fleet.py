@@ -28,11 +28,10 @@ class Fleet:
     live: dict[str, Running] = field(default_factory=dict)
     kills: int = 0
 
-    async def start(self, name: str, *, patient: bool = True, **more: str) -> None:
+    async def start(self, name: str, **more: str) -> None:
         """Start it, and wait until it is at work: a life must be long enough to get somewhere."""
         self.live[name] = start(self.data, *self.commands[name], **{**self.settings, **more})
-        if patient:
-            await asyncio.to_thread(self.live[name].wait_for, READY)
+        await asyncio.to_thread(self.live[name].wait_for, READY)
 
     def kill(self, name: str) -> None:
         self.live[name].kill()
@@ -70,10 +69,17 @@ class Installation:
             while run.get("status") not in wanted:
                 assert run.get("status") not in ENDED, run
                 await asyncio.sleep(0.05)
-                with suppress(httpx.HTTPError):
-                    answer = await self.client.get(f"/api/runs/{run_id}")
-                    run = answer.json() if answer.status_code == 200 else run
+                run = await self.look(run_id) or run
         return run
+
+    async def look(self, run_id: str) -> dict[str, Any]:
+        """The run; nothing when nobody answers."""
+        with suppress(httpx.HTTPError):
+            answer = await self.client.get(f"/api/runs/{run_id}")
+            if answer.status_code == 200:
+                run: dict[str, Any] = answer.json()
+                return run
+        return {}
 
 
 @asynccontextmanager
