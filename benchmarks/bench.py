@@ -17,7 +17,7 @@ from benchmarks.dialects import OPENAI, OPENAI_STREAM, Dialect
 from benchmarks.processes import Server, ServerFailed, spare_cores, started
 from benchmarks.speech import FIRST_WORD
 
-Subject = Literal["ours", "relay", "unrecorded"]
+Subject = Literal["ours", "relay", "unrecorded", "door"]
 
 UNRECORDED = (sys.executable, "-m", "benchmarks.unrecorded")
 SERVE = (str(Path(sys.executable).with_name("routeur")), "serve")
@@ -32,6 +32,9 @@ _ENVIRONMENT = {
     "OPENAI_API_KEY": "bench",
     "ADMIN_USERNAME": "bench",
     "ACCESS_TOKEN_TTL": "3600",
+    "RUN_MAX_PER_USER": "1000",
+    "RUN_MAX_QUEUED_PER_USER": "1000000",
+    "RUN_MAX_QUEUED": "1000000",
 }
 
 
@@ -99,6 +102,8 @@ class Bench:
             return
         password = secrets.token_urlsafe(24)
         environment = {**_ENVIRONMENT, "OPENAI_BASE_URL": upstream, "ADMIN_PASSWORD": password}
+        if subject == "door":
+            environment["RUN_CONCURRENCY"] = "0"
         command = UNRECORDED if subject == "unrecorded" else SERVE
         async with started(subject, lambda _port: command, environment, self._core) as server:
             headers = await self._log_in(server, password)
@@ -108,6 +113,11 @@ class Bench:
     async def ask(self, target: Target, dialect: Dialect, model: str) -> Reply:
         """One question, and the whole answer."""
         async with self._post(target, dialect, model) as response:
+            return Reply(response.status, await response.read())
+
+    async def get(self, target: Target, path: str) -> Reply:
+        """What is there."""
+        async with self._client.get(target.server.url + path, headers=target.headers) as response:
             return Reply(response.status, await response.read())
 
     async def ask_until_first_word(self, target: Target, dialect: Dialect, model: str) -> Reply:

@@ -80,6 +80,10 @@ def _agent_body(model: str) -> dict[str, Any]:
     return {"message": QUESTION, "model": f"openai/{model}", "agent": "simple"}
 
 
+def _run_body(model: str) -> dict[str, Any]:
+    return {"input": QUESTION, "model": f"openai/{model}"}
+
+
 def _read_result(raw: bytes) -> Answer:
     result = orjson.loads(raw)
     return Answer(result["response"], (result["usage"] or {}).get("output_tokens"))
@@ -105,4 +109,5 @@ def _read_events(raw: bytes) -> Answer:
 OPENAI = Dialect("/v1/chat/completions", False, _openai_body, _read_openai)
 OPENAI_STREAM = Dialect("/v1/chat/completions", True, _openai_stream_body, _read_openai_stream)
 AGENT = Dialect("/completion", False, _agent_body, _read_result)
+SUBMIT = Dialect("/api/agents/simple/run", False, _run_body, _read_result)
 AGENT_STREAM = Dialect("/completion/stream", True, _agent_body, _read_events)

@@ -3,18 +3,17 @@
 import asyncio
 import statistics
 import time
-from collections.abc import Callable
 from typing import Protocol
 
 from benchmarks.bench import Bench, Target
 from benchmarks.dialects import WrongAnswer
-from benchmarks.scenarios import Measure, Scenario
+from benchmarks.scenarios import Scenario
 
 Pair = tuple[Target, Target]  # the relay, ours
 
 FLAT = 0.05  # share by which memory may still grow after the first wave
-_SETTLE = 0.05  # seconds for what a server still does after its last byte
-_WARM_UP = 20  # requests before the first sample: code paths, connections, caches
+SETTLE = 0.05  # seconds for what a server still does after its last byte
+WARM_UP = 20  # requests before the first sample: code paths, connections, caches
 _OPEN_BEFORE = 20  # streams that are open when memory is read first: what the first ones fill is not the price of more
 
 
@@ -34,19 +33,6 @@ class Measurement(Protocol):
         ...
 
 
-def measurement(bench: Bench, pair: Pair, scenario: Scenario) -> Measurement:
-    """The measurement of a scenario on two running servers."""
-    kinds: dict[Measure, Callable[[Bench, Pair, Scenario], Measurement]] = {
-        "cpu_per_request": Cpu,
-        "recording": Recording,
-        "cpu_per_chunk": Cpu,
-        "added_latency": AddedLatency,
-        "memory_per_stream": MemoryPerStream,
-        "waves": Waves,
-    }
-    return kinds[scenario.measure](bench, pair, scenario)
-
-
 class Cpu:
     """User and system time of a server's process for each request (ms) or each token (µs) of the provider's."""
 
@@ -64,9 +50,16 @@ class Cpu:
         scenario = self._scenario
         if not self._warm:
             for target in self._pair:
-                await self._sample(target, max(_WARM_UP, scenario.at_once))
+                await self._sample(target, max(WARM_UP, scenario.at_once))
             self._warm = True
         return await self._sample(relay, scenario.relay_requests), await self._sample(ours, scenario.requests)
+
+    async def of_relay(self) -> float:
+        """One sample of the relay alone."""
+        if not self._warm:
+            await self._sample(self._pair[0], max(WARM_UP, self._scenario.at_once))
+            self._warm = True
+        return await self._sample(self._pair[0], self._scenario.relay_requests)
 
     async def _sample(self, target: Target, requests: int) -> float:
         scenario, server = self._scenario, target.server
@@ -75,7 +68,7 @@ class Cpu:
         replies = await self._bench.ask_many(
             target, dialect, scenario.model, requests, scenario.at_once, stagger=scenario.speech.spacing
         )
-        await asyncio.sleep(_SETTLE)
+        await asyncio.sleep(SETTLE)
         used = server.cpu_seconds() - before
         for reply in replies:  # afterwards: reading takes processor time that the servers should have
             dialect.check(scenario.speech, reply.status, reply.body)
@@ -161,12 +154,12 @@ class MemoryPerStream:
     async def _sample(self, target: Target) -> float:
         bench, scenario, server = self._bench, self._scenario, target.server
         dialect = target.dialect(scenario.dialect)
-        for _ in range(_WARM_UP):
+        for _ in range(WARM_UP):
             await bench.ask_until_first_word(target, dialect, scenario.model)
         async with bench.held_open(target, dialect, scenario.model, _OPEN_BEFORE):
             before = server.rss_bytes()
             async with bench.held_open(target, dialect, scenario.model, scenario.requests):
-                await asyncio.sleep(_SETTLE)
+                await asyncio.sleep(SETTLE)
                 return (server.rss_bytes() - before) / scenario.requests / 1024
 
 
@@ -202,7 +195,7 @@ class Waves:
         if not memory:
             memory.append(target.server.rss_bytes() / 1e6)
         replies = await self._bench.ask_many(target, dialect, scenario.model, scenario.requests, scenario.at_once)
-        await asyncio.sleep(_SETTLE)
+        await asyncio.sleep(SETTLE)
         memory.append(target.server.rss_bytes() / 1e6)
         wrong = 0
         for reply in replies:

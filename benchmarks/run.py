@@ -18,7 +18,8 @@ from rich.text import Text
 
 from benchmarks.bench import Bench, Subject, open_bench
 from benchmarks.dialects import WrongAnswer
-from benchmarks.measures import Pair, measurement
+from benchmarks.kinds import measurement
+from benchmarks.measures import Pair
 from benchmarks.processes import ServerFailed, clock_name
 from benchmarks.report import as_json, as_svg, table
 from benchmarks.results import Result, Samples

@@ -9,7 +9,10 @@ from typing import Literal
 from benchmarks.dialects import AGENT, AGENT_STREAM, Dialect
 from benchmarks.speech import Speech, speech_of
 
-Measure = Literal["cpu_per_request", "recording", "cpu_per_chunk", "added_latency", "memory_per_stream", "waves"]
+Measure = Literal[
+    "cpu_per_request", "recording", "cpu_per_chunk", "added_latency", "memory_per_stream", "waves", "submit", "run",
+    "runs_memory",
+]  # fmt: skip
 
 UNITS: dict[Measure, str] = {
     "cpu_per_request": "ms",
@@ -18,6 +21,9 @@ UNITS: dict[Measure, str] = {
     "added_latency": "ms",
     "memory_per_stream": "KB",
     "waves": "wrong",
+    "submit": "ms",
+    "run": "ms",
+    "runs_memory": "MB",
 }
 _QUICK_REQUESTS = 4  # a quick run asks this many times less
 _QUICK_ROUNDS = 2
@@ -99,6 +105,39 @@ SCENARIOS: tuple[Scenario, ...] = (
         at_once=8,
         rounds=7,
         target=2,
+    ),
+    Scenario(
+        name="submit",
+        path="background: CPU of a submission",
+        measure="submit",
+        model="bench-20",
+        dialect=AGENT,
+        requests=600,
+        relay_requests=2_400,
+        at_once=8,
+        target=15,
+    ),
+    Scenario(
+        name="run",
+        path="background: CPU of a whole run of 20 tokens",
+        measure="run",
+        model="bench-20",
+        dialect=AGENT,
+        requests=300,
+        relay_requests=1_200,
+        at_once=8,
+        rounds=5,
+    ),
+    Scenario(
+        name="runs-memory",
+        path="background: memory of 200 runs of 40 tokens at once",
+        measure="runs_memory",
+        model="bench-40-50ms",
+        dialect=AGENT_STREAM,
+        requests=200,
+        relay_requests=200,
+        at_once=200,
+        rounds=2,
     ),
     Scenario(
         name="burst",
