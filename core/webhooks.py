@@ -67,6 +67,9 @@ class WebhookGuard:
         try:
             ip_address(host)
         except ValueError:
+            last = host.rstrip(".").rpartition(".")[2]
+            if last.isdigit() or last.startswith("0x"):  # 127.1, 0x7f.1: addresses by the old rules
+                raise WebhookRefused("the address must be written in full") from None
             if host == "localhost" or host.endswith((".localhost", ".internal", ".local")):
                 self.check_address("127.0.0.1")
             return host
@@ -76,8 +79,9 @@ class WebhookGuard:
     def check_address(self, address: str) -> None:
         """Look at one IP address. Raises WebhookRefused."""
         ip = ip_address(address.partition("%")[0])
-        mapped = getattr(ip, "ipv4_mapped", None) or getattr(ip, "sixtofour", None)
-        for one in (ip, mapped) if mapped is not None else (ip,):
+        ip = getattr(ip, "ipv4_mapped", None) or ip  # the same address, written longer
+        behind = getattr(ip, "sixtofour", None)
+        for one in (ip, behind) if behind is not None else (ip,):
             if any(one.version == network.version and one in network for network in self._allowed):
                 continue
             if not one.is_global or one.is_multicast or one.is_reserved:

@@ -1,5 +1,6 @@
 """The examples do what their documentation says."""
 
+import asyncio
 import subprocess
 import sys
 from pathlib import Path
@@ -122,3 +123,22 @@ def test_an_example_runs_as_it_says(module: str, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "executions" in done.stdout or "tokens in 2 calls" in done.stdout
+
+
+async def test_the_calls_of_background_runs_do_what_they_say(house: House) -> None:
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-m", "examples.api_examples"],
+        cwd=ROOT,
+        env={"PATH": "", "URL": house.url, "TOKEN": house.tokens["access_token"]},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "agents: react, simple" in done.stdout
+    assert "event 1 run.started" in done.stdout
+    assert "status: completed" in done.stdout
+    assert "result: calculator answered: 42" in done.stdout
+    assert "next at: 20" in done.stdout
