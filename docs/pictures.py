@@ -39,6 +39,16 @@ def main() -> None:
                 answer = subprocess.run(["bash", "-c", call], capture_output=True, text=True, check=True).stdout
             finally:
                 server.terminate()
+        asked = [ROUTEUR, "run", "react", "--follow", "What is 6 times 7?"]
+        run = subprocess.run(
+            asked, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True, cwd=folder, env=environment
+        ).stdout
+        listed = subprocess.run(
+            [ROUTEUR, "runs", "list"], capture_output=True, text=True, check=True, cwd=folder, env=environment
+        ).stdout
+    run = "\n".join(line for line in re.split(r"[\r\n]+", run) if "in the queue" not in line)  # a spinner's many steps
+    said = f'$ routeur run react --follow "What is 6 times 7?"\n{run}\n$ routeur runs list\n{listed}'
+    draw(said, "a run in the background", HERE / "images" / "run.svg")
     draw("$ make run\n" + shown, "make run", HERE / "images" / "start.svg")
     short = re.sub(r'"(run_id|at|message_id|call_id)":"[^"]*",?', "", answer)
     question = '{"message": "What is 6 times 7?", "agent": "react"}'

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from config.environment import setting_fields
-from tests.e2e.test_full_workflow import address_of, serving
+from tests.fakes.processes import address_of, serving
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
