@@ -70,29 +70,31 @@ async def test_a_healthy_run_of_a_minute_is_started_once(tmp_path: Path) -> None
     await asyncio.gather(*map(one, QUEUES if POSTGRES_URL else QUEUES[:1]))
 
 
-@pytest.mark.parametrize("queue", [QUEUES[0], pytest.param(QUEUES[1], marks=needs_postgres)])
-async def test_a_drained_process_hands_its_runs_back_at_the_end_of_a_step(queue: str, tmp_path: Path) -> None:
-    async with installed(queue, tmp_path, workers=0 if queue == "embedded" else 1) as house:
-        ids = [await house.submit("ledger", slow(12), metadata={"name": f"run-{number}"}) for number in range(20)]
-        reading = asyncio.create_task(read_to_the_end(house.client, ids[0]))
-        await lines(house, 60)
-        name = house.mortal[0]
-        asked = time.monotonic()
-        house.fleet.live[name].process.send_signal(signal.SIGTERM)
-        await asyncio.to_thread(house.fleet.live[name].process.wait, 15)
-        took = time.monotonic() - asked
-        await house.fleet.start(name)
-        runs = [await house.until(run_id, "completed") for run_id in ids]
-        assert took < 10, "within its grace"
-        assert [run["attempt"] for run in runs] == [2] * 20
-        written = [line.split() for line in await lines(house, 1)]
-        steps = sorted((line[0], int(line[1])) for line in written if line[2] == "begun")
-        assert steps == sorted((f"run-{number}", step) for number in range(20) for step in range(1, 13)), (
-            "every step was done once"
-        )
-        events = await reading
-        assert whole(events)
-        assert [event["reason"] for event in events if event["kind"] == "run.resumed"] == ["drain"]
+async def test_a_drained_process_hands_its_runs_back_at_the_end_of_a_step(tmp_path: Path) -> None:
+    async def one(queue: str) -> None:
+        async with installed(queue, folder(tmp_path, queue), workers=0 if queue == "embedded" else 1) as house:
+            ids = [await house.submit("ledger", slow(12), metadata={"name": f"run-{number}"}) for number in range(20)]
+            reading = asyncio.create_task(read_to_the_end(house.client, ids[0]))
+            await lines(house, 60)
+            name = house.mortal[0]
+            asked = time.monotonic()
+            house.fleet.live[name].process.send_signal(signal.SIGTERM)
+            await asyncio.to_thread(house.fleet.live[name].process.wait, 15)
+            took = time.monotonic() - asked
+            await house.fleet.start(name)
+            runs = [await house.until(run_id, "completed") for run_id in ids]
+            assert took < 10, "within its grace"
+            assert [run["attempt"] for run in runs] == [2] * 20
+            written = [line.split() for line in await lines(house, 1)]
+            steps = sorted((line[0], int(line[1])) for line in written if line[2] == "begun")
+            assert steps == sorted((f"run-{number}", step) for number in range(20) for step in range(1, 13)), (
+                "every step was done once"
+            )
+            events = await reading
+            assert whole(events)
+            assert [event["reason"] for event in events if event["kind"] == "run.resumed"] == ["drain"]
+
+    await asyncio.gather(*map(one, QUEUES if POSTGRES_URL else QUEUES[:1]))
 
 
 async def test_a_reader_is_told_to_come_back_when_the_server_stops(tmp_path: Path) -> None:
@@ -113,23 +115,32 @@ async def test_a_reader_is_told_to_come_back_when_the_server_stops(tmp_path: Pat
 
 
 @needs_postgres
-@pytest.mark.parametrize("queue", QUEUES)
-async def test_runs_end_and_readers_recover_when_postgresql_is_restarted(queue: str, tmp_path: Path) -> None:
-    async with (
-        OwnPostgres.started(tmp_path) as postgres,
-        installed(queue, tmp_path, workers=1, DATABASE_URL=postgres.url) as house,
-    ):
-        ids = [await house.submit("ledger", slow(20), metadata={"name": f"run-{n}"}) for n in range(10)]
-        reading = [asyncio.create_task(read_to_the_end(house.client, run_id)) for run_id in ids]
-        await lines(house, 60)
-        await postgres.restart(away=3)
-        runs = [await house.until(run_id, within=60) for run_id in ids]
-        assert [run["status"] for run in runs] == ["completed"] * 10
-        with anyio.fail_after(20):
-            stories = await asyncio.gather(*reading)
-        assert all(map(whole, stories))
-        again = await house.submit("ledger", slow(1), metadata={"name": "after"})
-        await house.until(again, "completed")
+async def test_runs_end_and_readers_recover_when_postgresql_is_restarted(tmp_path: Path) -> None:
+    async with OwnPostgres.started(tmp_path) as postgres:
+        halfway, restarted = asyncio.Barrier(3), asyncio.Event()
+
+        async def one(queue: str) -> None:
+            url = await postgres.new_database(queue)
+            async with installed(queue, folder(tmp_path, queue), workers=1, DATABASE_URL=url) as house:
+                ids = [await house.submit("ledger", slow(20), metadata={"name": f"run-{n}"}) for n in range(10)]
+                reading = [asyncio.create_task(read_to_the_end(house.client, run_id)) for run_id in ids]
+                await lines(house, 60)
+                await halfway.wait()
+                await restarted.wait()
+                runs = [await house.until(run_id, within=60) for run_id in ids]
+                assert [run["status"] for run in runs] == ["completed"] * 10
+                with anyio.fail_after(20):
+                    stories = await asyncio.gather(*reading)
+                assert all(map(whole, stories))
+                again = await house.submit("ledger", slow(1), metadata={"name": "after"})
+                await house.until(again, "completed")
+
+        async def restart() -> None:
+            await halfway.wait()
+            await postgres.restart(away=3)
+            restarted.set()
+
+        await asyncio.gather(restart(), *map(one, QUEUES))
 
 
 @needs_postgres

@@ -45,6 +45,11 @@ class OwnPostgres:
             await made.stop()
             shutil.rmtree(folder, ignore_errors=True)
 
+    async def new_database(self, name: str) -> str:
+        """The address of one more."""
+        await self._run("createdb", "-h", "127.0.0.1", "-p", str(self._port), "-U", "routeur", name)
+        return self.url.removesuffix("postgres") + name
+
     async def start(self) -> None:
         """Listen."""
         options = f"-p {self._port} -k {self._folder} -c listen_addresses=127.0.0.1 -c fsync=off"

@@ -326,7 +326,33 @@ async def test_a_dead_letter_is_listed_and_sent_again_once(place: House, tmp_pat
     assert (fine.status_code, fine.json()["code"]) == (409, "not_a_dead_letter")
 
 
-async def test_a_run_ends_at_its_limit_or_when_it_gives_no_sign_of_life(place: House) -> None:
+async def test_a_run_that_gives_no_sign_of_life_is_ended_where_its_agent_says_so(place: House) -> None:
+    run = await until(place, await submit(place, "unstable", "x"))
+    assert (run["status"], run["error"]["message"]) == ("timeout", "The run gave no sign of life for 1 s.")
+    assert 1 <= run["duration"] < 3
+
+
+async def test_an_ended_run_leaves_no_task_no_reader_and_no_checkpoint(place: House, tmp_path: Path) -> None:
+    background = place.services.background
+    assert background is not None
+    ids = [
+        await submit(place, "ledger", {"steps": 3, "seconds": 0.01}, metadata={"name": "x"}),
+        await submit(place, "fickle", {"fails": 1, "file": str(tmp_path / "tries")}),
+        await submit(place, "misfit", {"do": "fail"}),
+    ]
+    await asyncio.gather(*(read_to_the_end(place.client, run_id) for run_id in ids))
+    with anyio.fail_after(5):
+        for run_id in ids:
+            await background.worker.finished(run_id)
+        while background.events.readers:
+            await place.client.get("/health")
+    saver = await place.services.checkpoints.saver()
+    for run_id in ids:
+        assert await saver.aget_tuple({"configurable": {"thread_id": run_id}}) is None
+    assert await place.services.database.backlog.threads_to_forget(10) == []
+
+
+async def test_a_run_ends_at_its_limit(place: House) -> None:
     run = await until(place, await submit(place, "misfit", {"do": "hang", "amount": 60}, timeout=0.3))
     assert (run["status"], run["error"]["code"]) == ("timeout", "run_timed_out")
     assert 0.2 < run["duration"] < 2
@@ -419,10 +445,13 @@ async def test_an_agent_that_never_ends_or_fails_is_marked(place: House, deed: s
     assert (run["status"], run["error"]["code"], run["dead_letter"]) == ("failed", code, True)
 
 
-async def test_an_agent_that_floods_is_stopped_before_it_fills_the_record(place: House) -> None:
-    run_id = await submit(place, "misfit", {"do": "flood", "amount": 300_000})
+async def test_an_agent_that_floods_is_stopped_before_it_fills_the_record(settings: Settings, open_with: Any) -> None:
+    house = await open_with(with_agents(settings))
+    run_id = await submit(house, "misfit", {"do": "flood", "amount": 300_000})
+    neighbour = await until(house, await submit(house, "simple", "x"))
+    assert neighbour["status"] == "completed"
     with anyio.fail_after(60):
-        run = await until(place, run_id, "failed")
+        run = await until(house, run_id, "failed")
     assert run["error"]["code"] == "too_many_events"
     assert len(run["events"]) <= 100_002
 
