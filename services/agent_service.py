@@ -315,8 +315,11 @@ class AgentService:
         """A session's messages from an index on; of one run only, or all."""
         stored: list[RawMessage] = []
         async with self._store.reading() as work:
-            while page := await work.raw_messages.find_by_session_id(session_id, after=after, limit=_HISTORY_PAGE):
+            while True:
+                page = await work.raw_messages.find_by_session_id(session_id, after=after, limit=_HISTORY_PAGE)
                 stored += page
+                if len(page) < _HISTORY_PAGE:
+                    break
                 after = page[-1].message_index
         return [raw for raw in stored if run_id is None or raw.run_id == run_id]
 
