@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol, TypeVar
 from domain.auth import Principal
 from domain.background import Approval, Beat, EventBatch, Limits, Pause, Recovered, Submission
 from domain.enums import RunStatus
-from domain.runs import Cursor, ModelCall, NewMessage, Run, RunBegun, RunEnd, RunFilter, RunStart
+from domain.runs import Cursor, ModelCall, NewMessage, Progress, Run, RunBegun, RunEnd, RunFilter, RunStart
 from domain.sessions import RawMessage, Session, SessionUsage, SimpleMessage
 from domain.stats import StatsBy, StatsRow
 
@@ -147,6 +147,14 @@ class RunRepository(Repository[Run], Protocol):
 
     async def in_progress(self, owner_id: str | None, now: datetime) -> list[Run]:
         """Runs that are active and whose lease holds, newest first."""
+        ...
+
+    async def holders(self) -> set[str]:
+        """The workers that hold runs."""
+        ...
+
+    async def progress(self, run_ids: Sequence[str]) -> dict[str, Progress]:
+        """How far runs have come."""
         ...
 
     async def statistics(self, wanted: RunFilter, by: StatsBy, key: str | None = None) -> list[StatsRow]:

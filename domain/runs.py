@@ -18,6 +18,10 @@ ENDED = frozenset(RunStatus) - ACTIVE
 BAD = ENDED - {RunStatus.COMPLETED}
 
 
+#: How far a run has come: its state, and the `seq` of the last event that is written down.
+Progress = tuple[RunStatus, int]
+
+
 class _Record(BaseModel):
     """A stored row; what is written is what comes back."""
 

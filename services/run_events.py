@@ -5,12 +5,12 @@ Many may read one run; each has a buffer of its own, and one that is too slow go
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import suppress
 
 from domain.auth import Principal
 from domain.enums import RunStatus
-from domain.errors import NotFound
+from domain.errors import NotFound, Unavailable
 from domain.events import (
     AgentEvent,
     Envelope,
@@ -23,10 +23,11 @@ from domain.events import (
     RunTimedOut,
 )
 from domain.ports import RecordStore, RunSignals, SignalKind
-from domain.runs import ENDED, Run
+from domain.runs import ENDED, Progress, Run
 from services.run_story import load_story
 
 BUFFER = 1_000  # events that a reader may be behind before it is sent back to the record
+_AT_ONCE = 500  # runs looked at with one question
 _PAGE = 500  # events handed on at once
 
 Gap = tuple[int, int]
@@ -38,9 +39,11 @@ class Subscription:
     def __init__(self) -> None:
         self._waiting: list[Envelope] = []
         self._news = asyncio.Event()
+        self.seen: Progress | None = None  # how far the run had come when we last heard of it
 
     def offer(self, envelopes: Sequence[Envelope]) -> None:
         """What was told now. Too much of it is dropped: the record has it."""
+        self.seen = (RunStatus.RUNNING, envelopes[-1].seq) if envelopes else self.seen
         if len(self._waiting) + len(envelopes) > BUFFER:
             self._waiting.clear()
         else:
@@ -68,6 +71,7 @@ class RunEvents:
         self._store = store
         self._signals = signals
         self._readers: dict[str, set[Subscription]] = {}
+        self._looking: asyncio.Task[None] | None = None
         self.draining = False
         signals.hear(self._heard)
 
@@ -117,12 +121,15 @@ class RunEvents:
         reader = Subscription()
         self._readers.setdefault(run_id, set()).add(reader)
         loop = asyncio.get_running_loop()
+        if self._looking is None or self._looking.done():
+            self._looking = loop.create_task(self._look(), name="runs of other processes")
         last, spoke = after, loop.time()
         try:
             while not self.draining:
                 run, found = await self._read(run_id, last)
                 if run is None:
                     return
+                reader.seen = (run.status, run.last_seq)
                 if found and found[0].seq > last + 1:
                     yield (last + 1, found[0].seq - 1)
                 for start in range(0, len(found), _PAGE):
@@ -132,7 +139,7 @@ class RunEvents:
                 if run.status in ENDED:
                     return
                 while not self.draining:
-                    told = await reader.take(min(self._signals.poll, heartbeat))
+                    told = await reader.take(max(0.0, heartbeat - (loop.time() - spoke)))
                     if loop.time() - spoke >= heartbeat:
                         yield []
                         spoke = loop.time()
@@ -148,6 +155,20 @@ class RunEvents:
             if not self._readers[run_id]:
                 del self._readers[run_id]
 
+    async def _look(self) -> None:
+        """What nobody tells us (another process on the same file, a signal that was lost) is seen by looking: one
+        question for all runs that are followed here, however many read them."""
+        while self._readers:
+            await asyncio.sleep(self._signals.poll)
+            with suppress(Unavailable):
+                for run_ids in batched(self._readers, _AT_ONCE):
+                    async with self._store.reading() as work:
+                        found = await work.runs.progress(run_ids)
+                    for run_id in run_ids:
+                        for reader in self._readers.get(run_id, ()):
+                            if reader.seen is not None and reader.seen != found.get(run_id):
+                                reader.poke()
+
     async def _read(self, run_id: str, after: int) -> tuple[Run | None, list[Envelope]]:
         async with self._store.reading() as work:
             run = await work.runs.find_one(id=run_id)  # before its events: an end that is seen is then among them
@@ -162,6 +183,12 @@ class RunEvents:
         if kind == "events":
             for reader in self._readers.get(run_id, ()):
                 reader.poke()
+
+
+def batched(run_ids: Iterable[str], size: int) -> list[list[str]]:
+    """The ids in lists of at most that many."""
+    every = list(run_ids)
+    return [every[start : start + size] for start in range(0, len(every), size)]
 
 
 def with_an_end(run: Run, told: list[Envelope]) -> list[Envelope]:

@@ -177,9 +177,8 @@ class RunRecorder:
 
     async def recover(self) -> Recovered:
         """See to the runs of processes that are gone: queued again, or ended."""
-        now = datetime.now(UTC)
         async with self._store.reading() as work:
-            workers = {run.worker or "" for run in await work.runs.in_progress(None, now)}
+            workers = await work.runs.holders()
         dead = frozenset(worker for worker in workers if not _is_alive(worker, self.host))
         alive = frozenset([*self._live, *self.also_alive()])
         recovered = await self._store.recover_runs(None, dead, alive, self._max_crashes)

@@ -41,6 +41,9 @@ class WebhookService:
     async def deliver(self) -> int:
         """Send what is due; how many were tried."""
         now = datetime.now(UTC)
+        async with self._database.reading() as work:
+            if not await work.deliveries.any_due(now):
+                return 0
         async with self._database.unit_of_work() as work:
             due = await work.deliveries.claim(now, now + _TAKEN_FOR, _AT_ONCE)
         await asyncio.gather(*(self._send(one) for one in due))

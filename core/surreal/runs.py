@@ -7,7 +7,7 @@ from core.surreal.connection import CALLS, EVENTS, RUNS, Row
 from core.surreal.repository import SurrealRepository, tagged
 from core.surreal.transaction import Transaction
 from domain.enums import RunStatus
-from domain.runs import ACTIVE, Cursor, ModelCall, Run, RunFilter, metadata_text, seed_status
+from domain.runs import ACTIVE, Cursor, ModelCall, Progress, Run, RunFilter, metadata_text, seed_status
 from domain.sessions import SessionUsage
 from domain.stats import StatsBy, StatsRow
 from domain.usage import Usage, from_pico
@@ -69,6 +69,15 @@ class RunRepository(SurrealRepository[Run]):
         """Runs that are active and whose lease holds, newest first."""
         found = await self.find_runs(RunFilter(owner_id=owner_id, statuses=ACTIVE), limit=_ALL)
         return [run for run in found if run.lease_until is not None and run.lease_until >= now]
+
+    async def holders(self) -> set[str]:
+        """The workers that hold runs."""
+        return {run.worker for run in await self.active() if run.worker}
+
+    async def progress(self, run_ids: Sequence[str]) -> dict[str, Progress]:
+        """How far runs have come."""
+        rows = await self._work.rows(f"SELECT run_id, run_status FROM {RUNS} WHERE run_id IN $ids", ids=list(run_ids))
+        return {row["run_id"]: (RunStatus(row["run_status"]), 0) for row in rows}
 
     async def statistics(self, wanted: RunFilter, by: StatsBy, key: str | None = None) -> list[StatsRow]:
         """Counts and sums by group, the largest group first."""

@@ -545,3 +545,16 @@ async def test_strange_words_are_words(store: RecordStore, word: str) -> None:
         found = await work.runs.find_runs(RunFilter("ada", metadata={"k": told}))
         assert [one.id for one in found] == [begun.id]
         assert (found[0].input, found[0].output, found[0].metadata) == (told, told, {"k": told})
+
+
+async def test_how_far_runs_have_come_and_who_holds_them(store: RecordStore) -> None:
+    going, over = start(), start()
+    await store.begin_run(going)
+    await store.begin_run(over)
+    await store.end_run(end(over))
+    async with store.reading() as work:
+        assert await work.runs.holders() == {"host:1:x"}
+        progress = await work.runs.progress([going.id, over.id, "unknown"])
+    assert {run_id: status for run_id, (status, _) in progress.items()} == {
+        going.id: RunStatus.RUNNING, over.id: RunStatus.COMPLETED,
+    }  # fmt: skip

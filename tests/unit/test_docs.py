@@ -49,5 +49,5 @@ def test_the_sixty_seconds_of_the_readme_work_by_pasting(tmp_path: Path) -> None
     assert '"output":"42"' in done.stdout
     assert '"id": "offline/rules"' in done.stdout
     assert '"agent":"simple"' in done.stdout
-    assert 'calculator answered: 56' in done.stdout, "the background run"
+    assert "calculator answered: 56" in done.stdout, "the background run"
     assert "problem" not in done.stdout

@@ -27,6 +27,11 @@ class DeliveryRepository(Repository[Delivery]):
     table = tables.webhook_deliveries
     record = Delivery
 
+    async def any_due(self, now: datetime) -> bool:
+        """True when there is something to be sent."""
+        due = select(self.table.c.run_id).where(self.table.c.status == "pending", self.table.c.next_at <= now).limit(1)
+        return (await self._connection.execute(due)).first() is not None
+
     async def claim(self, now: datetime, until: datetime, limit: int) -> list[Delivery]:
         """Those that are due; nobody else gets them before `until`."""
         due = (

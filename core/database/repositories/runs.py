@@ -1,5 +1,6 @@
 """Runs: found by owner, agent, state, time and metadata; counted."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
@@ -24,7 +25,7 @@ from sqlalchemy import (
 from core.database import tables
 from core.database.repositories.base import Repository
 from domain.enums import RunStatus
-from domain.runs import ACTIVE, BAD, HOLDING, Cursor, Run, RunFilter, metadata_text
+from domain.runs import ACTIVE, BAD, HOLDING, Cursor, Progress, Run, RunFilter, metadata_text
 from domain.stats import StatsBy, StatsRow
 from domain.usage import Usage, from_pico
 
@@ -97,6 +98,17 @@ class RunRepository(Repository[Run]):
         found = await self.find_many(_one_of(HOLDING), alive, *owner, order_by=order, limit=1_000)
         found += await self.find_many(queued, *owner, order_by=order, limit=1_000)
         return sorted(found, key=lambda run: (run.created_at, run.id), reverse=True)
+
+    async def holders(self) -> set[str]:
+        """The workers that hold runs."""
+        query = select(self.table.c.worker).where(_one_of(HOLDING)).distinct()
+        return {worker for worker in (await self._connection.execute(query)).scalars() if worker}
+
+    async def progress(self, run_ids: Sequence[str]) -> dict[str, Progress]:
+        """How far runs have come."""
+        table = self.table
+        query = select(table.c.id, table.c.status, table.c.last_seq).where(table.c.id.in_(run_ids))
+        return {row[0]: (RunStatus(row[1]), row[2]) for row in await self._connection.execute(query)}
 
     async def statistics(self, wanted: RunFilter, by: StatsBy, key: str | None = None) -> list[StatsRow]:
         """Counts and sums by group, the largest group first."""
