@@ -65,7 +65,7 @@ class AgentRunRequest(BaseModel):
 
 
 class RunParameters(BaseModel):
-    """What is kept of a request until its run begins: how the model is asked, and the state handed to the graph."""
+    """What is kept of a request: how the model is asked, the graph's state, how many messages were given."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -73,6 +73,7 @@ class RunParameters(BaseModel):
     max_tokens: int | None = None
     response_format: ResponseFormat | None = None
     state: dict[str, Any] | None = None
+    asked: int = 1
 
     @property
     def parameters(self) -> ModelParameters:

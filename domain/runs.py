@@ -359,9 +359,12 @@ class LogLine(BaseModel):
 class RunDetail(RunInfo):
     """One run with everything it told: `logs`, its agent's own lines, and `events`, as a stream would have sent them.
 
+    `result` is `output` by another name.
+
     `approvals` are what it has asked of humans, the latest last; `webhook`, how its owner was told of its end.
     """
 
+    result: Any
     logs: list[LogLine]
     events: list[dict[str, Any]]
     approvals: list["ApprovalInfo"] = Field(default_factory=list)

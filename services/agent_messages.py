@@ -83,6 +83,14 @@ def to_json(value: Any) -> str:
         return clean_text(json.dumps(plain(value), ensure_ascii=False))
 
 
+def asked_again(stored: Sequence[RawMessage]) -> list[BaseMessage]:
+    """Stored messages as new ones, to be said once more: their ids are not taken along."""
+    messages = from_records(stored)
+    for message in messages:
+        message.id = None
+    return messages
+
+
 def from_records(stored: Sequence[RawMessage]) -> list[BaseMessage]:
     """Stored messages as a conversation that every provider takes: each tool call is answered, nothing is empty."""
     conversation: list[BaseMessage] = []

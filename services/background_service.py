@@ -23,8 +23,9 @@ from domain.errors import Conflict, RateLimited, Unavailable
 from domain.messages import Message
 from domain.ports import Also, RecordStore, RunBacklog, RunQueue, RunSignals, SignalKind
 from domain.runs import ACTIVE, Run, RunInfo
+from domain.sessions import RawMessage
 from domain.text import one_line
-from services.agent_messages import question_of, to_json, to_langchain, to_record
+from services.agent_messages import asked_again, question_of, to_json, to_langchain, to_record
 from services.agent_registry import AgentRegistry
 from services.agent_service import AgentService
 from services.run_events import RunEvents
@@ -99,9 +100,13 @@ class BackgroundService:
         caller: Principal,
         *,
         run_id: str | None = None,
-        retry_of: str | None = None,
+        again: Run | None = None,
     ) -> Submission:
-        """Everything that is checked before a run is written down. Raises as `submit`."""
+        """Everything that is checked before a run is written down. Raises as `submit`.
+
+        Args:
+            again: whose messages are asked once more, in place of the request's.
+        """
         if self._worker.draining:
             raise Unavailable("The server is stopping; try again.", code="draining", retry_after=2)
         await self._look_at_the_queue()
@@ -110,13 +115,14 @@ class BackgroundService:
             self._webhooks.check(request.webhook)
         now = datetime.now(UTC)
         state = request.input if isinstance(request.input, dict) else None
-        asked = to_langchain(_messages(request.input))
+        asked = to_langchain(_messages(request.input)) if again is None else asked_again(await self._asked(again))
         text = question_of(asked)
         kept = RunParameters(
             temperature=request.temperature,
             max_tokens=request.max_tokens,
             response_format=request.response_format,
             state=state,
+            asked=len(asked),
         )
         session = resolved.session
         return Submission(
@@ -138,7 +144,7 @@ class BackgroundService:
             time_limit=self._agents.limit_of(resolved.agent, request.timeout),
             may_resume=resolved.agent.spec.background.resume,
             webhook=request.webhook,
-            retry_of=retry_of,
+            retry_of=again.id if again else None,
             max_queued=self._settings.queued_per_user,
         )
 
@@ -194,7 +200,7 @@ class BackgroundService:
             raise Conflict("Only a run that ended badly can be sent again, and only once.", code="not_a_dead_letter")
         kept = RunParameters.model_validate(run.request or {})
         request = AgentRunRequest(
-            input=kept.state if kept.state is not None else str(run.input),
+            input=kept.state if kept.state is not None else "again",
             session_id=run.session_id,
             model=run.model,
             temperature=kept.temperature,
@@ -205,7 +211,7 @@ class BackgroundService:
             priority=run.priority,
             webhook=run.webhook,
         )
-        new = await self.prepare(run.agent, request, caller, run_id=new_id, retry_of=run_id)
+        new = await self.prepare(run.agent, request, caller, run_id=new_id, again=run)
         if not await self._queue.submit(new, lambda work: work.runs.mark_resent(run_id, caller.user_id)):
             raise Conflict("This dead letter has just been sent again.", code="not_a_dead_letter")
         return _accepted(new)
@@ -241,6 +247,12 @@ class BackgroundService:
     def _heard(self, kind: SignalKind, run_id: str) -> None:
         if kind == "cancel":
             self._worker.cancel(run_id)
+
+    async def _asked(self, run: Run) -> list[RawMessage]:
+        """What a run was asked, as it stands in its session."""
+        first, count = run.first_index or 0, RunParameters.model_validate(run.request or {}).asked
+        async with self._store.reading() as work:
+            return await work.raw_messages.find_by_session_id(run.session_id or "", after=first - 1, limit=count)
 
     async def _known(self, run_id: str | None, caller: Principal) -> RunAccepted | None:
         """The caller's run of that id: a process that died wrote it down, and could not say so any more."""

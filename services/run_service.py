@@ -42,7 +42,14 @@ class RunService:
         events = [{"seq": one.seq, "at": one.at, **one.event.model_dump(mode="json")} for one in told]
         logs = [_line(one) for one in told if isinstance(one.event, LogWritten)]
         approvals, webhook = await self._beside(run)
-        return RunDetail(**RunInfo.of(run).model_dump(), logs=logs, events=events, approvals=approvals, webhook=webhook)
+        return RunDetail(
+            **RunInfo.of(run).model_dump(),
+            result=run.output,
+            logs=logs,
+            events=events,
+            approvals=approvals,
+            webhook=webhook,
+        )
 
     async def _beside(self, run: Run) -> tuple[list[ApprovalInfo], WebhookInfo | None]:
         """What only background runs have."""

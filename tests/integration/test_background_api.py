@@ -97,6 +97,7 @@ async def test_a_run_is_accepted_at_once_and_done(place: House) -> None:
     run = await until(place, accepted["run_id"])
     assert (run["status"], run["background"], run["attempt"]) == ("completed", True, 1)
     assert "42" in run["output"]
+    assert run["result"] == run["output"]
     assert run["usage"]["total_tokens"] > 0
     assert run["metadata"] == {"dossier_id": "d1"}
     status = (await place.client.get(f"/api/agents/react/status?run_id={accepted['run_id']}")).json()
@@ -350,6 +351,22 @@ async def test_an_ended_run_leaves_no_task_no_reader_and_no_checkpoint(place: Ho
     for run_id in ids:
         assert await saver.aget_tuple({"configurable": {"thread_id": run_id}}) is None
     assert await place.services.database.backlog.threads_to_forget(10) == []
+
+
+async def test_a_conversation_that_is_sent_again_is_asked_as_it_was(place: House) -> None:
+    asked = [
+        {"role": "system", "content": "be brief"},
+        {"role": "assistant", "content": "Shall I fail?"},
+        {"role": "user", "content": [{"type": "text", "text": "fail 1"}]},
+    ]
+    run = await until(place, await submit(place, "misfit", asked), "failed")
+    again = (await place.client.post(f"/api/runs/{run['run_id']}/requeue")).json()
+    run = await until(place, again["run_id"], "failed")
+    assert run["input"] == "fail 1"
+    lines = (await place.client.get(f"/api/sessions/{run['session_id']}/messages")).json()["messages"]
+    assert [(line["role"], line["content"]) for line in lines] == [
+        ("system", "be brief"), ("assistant", "Shall I fail?"), ("user", "fail 1"),
+    ] * 2  # fmt: skip
 
 
 async def test_a_run_ends_at_its_limit(place: House) -> None:
