@@ -9,7 +9,7 @@ COPY pyproject.toml uv.lock ./
 RUN uv sync --locked --no-dev --no-install-project --extra ollama --extra postgres
 COPY . .
 RUN uv sync --locked --no-dev --extra ollama --extra postgres \
- && python -m compileall -q api config core domain graphs migrations services app.py *.py
+ && python -m compileall -q api config core domain graphs migrations services *.py
 
 FROM python:3.12-slim-bookworm
 RUN useradd --uid 10001 --create-home --shell /usr/sbin/nologin routeur \

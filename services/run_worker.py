@@ -355,6 +355,10 @@ class RunWorker:
                 beaten.stream.leave("gone")
             elif status is RunStatus.CANCELLING:
                 beaten.stream.cancel("Cancelled by its owner.")
+        await self.stop_cancelled()
+
+    async def stop_cancelled(self) -> None:
+        """Stop what somebody else has asked to be stopped, here or attached."""
         for run_id in await self.backlog.cancelling(self.recorder.worker):
             self.cancel(run_id)
 
@@ -382,8 +386,10 @@ class RunWorker:
 
     async def _beat_for_ever(self) -> None:
         while True:
-            await asyncio.sleep(BEAT)
             try:
+                await asyncio.sleep(BEAT / 2)
+                await self.stop_cancelled()
+                await asyncio.sleep(BEAT / 2)
                 await self.beat()
             except RouteurError:
                 logger.warning("leases could not be renewed", exc_info=True)
