@@ -15,8 +15,8 @@ from tests.fakes.fleet import ENDED, installed
 
 pytestmark = [pytest.mark.anyio, pytest.mark.e2e]
 
-AT_ONCE = {"embedded": "40", "procrastinate": "15"}  # so that there is a queue, and time to kill
-RUNS, STEPS, SECONDS = 100, 6, 0.3
+AT_ONCE = {"embedded": "25", "procrastinate": "15"}  # so that there is a queue, and time to kill
+RUNS, STEPS, SECONDS = 100, 5, 0.25
 GIVE_UP = 180.0  # seconds
 
 
@@ -34,7 +34,7 @@ async def test_a_hundred_runs_survive_any_number_of_kills(engine: str, tmp_path:
         while len(ended) < RUNS:
             assert time.monotonic() < until, f"{len(ended)} of {RUNS} ended after {house.fleet.kills} kills"
             victim = dice.choice(house.mortal)
-            await asyncio.sleep(dice.uniform(0.2, 2.5))
+            await asyncio.sleep(dice.uniform(0.2, 2.0))
             house.fleet.kill(victim)
             await house.fleet.start(victim)
             ended = await ends(house.client)
