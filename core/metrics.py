@@ -33,6 +33,15 @@ class Metrics:
         self.background_open = Gauge(
             "routeur_background_runs_open", "Background runs going on in this process", registry=self.registry
         )
+        self.queue_depth = Gauge(
+            "routeur_queue_depth", "Background runs that wait for a worker, of everybody", registry=self.registry
+        )
+        self._recovered = Counter(
+            "routeur_runs_recovered",
+            "Runs of dead processes that were seen to",
+            ("outcome",),
+            registry=self.registry,
+        )
         self.loop_lag = Gauge(
             "routeur_loop_lag_seconds",
             "How late the event loop was, the worst of the last seconds",
@@ -84,6 +93,12 @@ class Metrics:
             return
         self._tokens.labels(model, "input").inc(usage.input_tokens)
         self._tokens.labels(model, "output").inc(usage.output_tokens)
+
+    def recovered(self, requeued: int, lost: int, cancelled: int) -> None:
+        """Runs of dead processes were found."""
+        for outcome, count in (("requeued", requeued), ("lost", lost), ("cancelled", cancelled)):
+            if count:
+                self._recovered.labels(outcome).inc(count)
 
     def webhook_tried(self, outcome: str) -> None:
         """One delivery was tried: delivered, failed, or to be tried again."""

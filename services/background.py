@@ -59,7 +59,7 @@ class Background:
         settings = self.settings.runs
         loop = asyncio.get_running_loop()
         loop.set_default_executor(ThreadPoolExecutor(_THREADS, thread_name_prefix="work"))
-        jobs: list[Any] = [self.worker.watch(), self.schedules.watch(), self.webhooks.watch()]
+        jobs: list[Any] = [self.worker.watch(), self.schedules.watch(), self.webhooks.watch(), self.runs.measure()]
         if takes and settings.concurrency:
             jobs.append(self.queue.work(self.worker))
         async with loop_guard(settings.loop_block_limit, stop_the_agent, self.metrics):
@@ -127,6 +127,7 @@ async def open_background(
                 if standing is not None:
                     # Without its session's lock, which the dead worker's job holds for some seconds more.
                     await queue.wake(run_id, None, standing[2], standing[3])
+            metrics.recovered(len(found.requeued), len(found.lost), len(found.cancelled))
             for run_id in [*found.lost, *found.cancelled]:
                 events.poke(run_id)
 
@@ -134,7 +135,9 @@ async def open_background(
         guard = WebhookGuard(settings.runs.webhook_networks)
         client = WebhookClient(guard, server_secret, settings.runs.webhook_timeout)
         stack.push_async_callback(client.aclose)
-        runs = BackgroundService(store, backlog, queue, agents, registry, worker, events, signals, guard, settings.runs)
+        runs = BackgroundService(
+            store, backlog, queue, agents, registry, worker, events, signals, guard, metrics, settings.runs
+        )
         yield Background(
             settings=settings,
             metrics=metrics,

@@ -1,12 +1,14 @@
 """Background runs for their owners: submitted, looked at, cancelled, approved, sent again."""
 
 import asyncio
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
 from uuid_utils import uuid7
 
 from config.run_settings import RunSettings
+from core.metrics import Metrics
 from core.webhooks import WebhookGuard
 from domain.auth import Principal
 from domain.background import (
@@ -19,7 +21,7 @@ from domain.background import (
     Submission,
 )
 from domain.enums import Role, RunStatus
-from domain.errors import Conflict, RateLimited, Unavailable
+from domain.errors import Conflict, RateLimited, RouteurError, Unavailable
 from domain.messages import Message
 from domain.ports import Also, RecordStore, RunBacklog, RunQueue, RunSignals, SignalKind
 from domain.runs import ACTIVE, Run, RunInfo
@@ -34,6 +36,7 @@ from services.session_service import run_not_found
 
 _TITLE_CHARS = 80
 _DEPTH_FOR = 1.0  # seconds for which the depth of the whole queue is taken to be what it was
+_MEASURE_EVERY = 5.0  # seconds
 _FULL_RETRY = 5.0  # seconds, for who finds it full
 
 
@@ -51,6 +54,7 @@ class BackgroundService:
         events: RunEvents,
         signals: RunSignals,
         webhooks: WebhookGuard,
+        metrics: Metrics,
         settings: RunSettings,
     ) -> None:
         self._store = store
@@ -62,6 +66,7 @@ class BackgroundService:
         self._events = events
         self._signals = signals
         self._webhooks = webhooks
+        self._metrics = metrics
         self._settings = settings
         self._depth = (0.0, 0)
         signals.hear(self._heard)
@@ -243,6 +248,13 @@ class BackgroundService:
             waiting=count[RunStatus.WAITING],
             runs=[RunInfo.of(run) for run in runs],
         )
+
+    async def measure(self) -> None:
+        """Tell the metrics how deep the queue is, for ever: whoever scales workers wants to know."""
+        while True:
+            with suppress(RouteurError):
+                self._metrics.queue_depth.set(await self._backlog.depth(self._settings.queued))
+            await asyncio.sleep(_MEASURE_EVERY)
 
     def _heard(self, kind: SignalKind, run_id: str) -> None:
         if kind == "cancel":

@@ -588,6 +588,11 @@ async def test_who_has_too_many_in_the_queue_is_told_when_to_come_again(settings
     assert int(full.headers["retry-after"]) >= 1
     await house.add_user("ada")
     token = (await house.log_in("ada", "a good password")).json()["access_token"]
+    shown = ""
+    with anyio.fail_after(10):
+        while "routeur_queue_depth 3.0" not in shown:
+            await asyncio.sleep(0.05)
+            shown = (await house.client.get("/metrics")).text
     other = await house.anyone.post(
         "/api/agents/simple/run", json={"input": "x"}, headers={"authorization": f"Bearer {token}"}
     )
