@@ -54,6 +54,7 @@ _MAY_BEGIN = (
     " AND h.status IN ('cancelling', 'running', 'waiting'))"
     " AND NOT EXISTS (SELECT 1 FROM runs AS f WHERE f.session_id = q.session_id AND f.status = 'queued'"
     " AND f.id < q.id)"
+    " AND NOT EXISTS (SELECT 1 FROM users AS u WHERE u.id = q.owner_id AND u.disabled)"
     " ORDER BY queue_rank, available_at, id LIMIT :limit"
 )
 _COLUMNS = (

@@ -124,6 +124,19 @@ async def test_limits_of_owners_and_agents_are_kept_over_all_workers(database: D
     assert sorted((run.owner_id, run.agent) for run in freed) == [("ada", "b"), ("bob", "a")]
 
 
+async def test_nothing_of_a_disabled_user_begins_before_they_are_let_in_again(database: Database) -> None:
+    theirs, other = new(owner="bob"), new()
+    for submission in (theirs, other):
+        await database.backlog.submit(submission)
+    async with database.unit_of_work() as work:
+        await work.users.update_one("bob", disabled=True)
+    assert await claimed(database) == [other.id]
+    assert await claimed(database, run_id=theirs.id) == []
+    async with database.unit_of_work() as work:
+        await work.users.update_one("bob", disabled=False)
+    assert await claimed(database) == [theirs.id]
+
+
 async def test_one_that_is_asked_for_by_name_is_the_only_one(database: Database) -> None:
     one, other = new(), new()
     await database.backlog.submit(one)
