@@ -1,13 +1,70 @@
 """What a background run knows of itself when it goes on: from its events and its checkpoint."""
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
 from langgraph.types import Command, StateSnapshot
 
-from domain.events import Envelope, TextDelta, ToolFinished, ToolStarted
-from services.agent_stream import Past
+from domain.events import (
+    Envelope,
+    EventLaws,
+    RunResumed,
+    RunWaiting,
+    TextDelta,
+    ToolFinished,
+    ToolStarted,
+    UsageReported,
+)
+from domain.runs import Run
+
+
+@dataclass(slots=True)
+class Past:
+    """What a run that goes on has behind it.
+
+    Attributes:
+        reason: why it goes on.
+        attempt: which one this is.
+        last_seq: of what it has told; `laws` have heard all of it.
+        cut: ids of messages that had begun and are said anew.
+        dropped: calls of tools that had begun and are called anew, under other ids.
+        brought: messages that earlier attempts have made.
+        rest: what is left to tell of messages that were made, and told in part, by their ids.
+        untold: messages that were made, and of which nothing was told.
+        unpaid: messages whose model call is in no event, and so in no account.
+        calls: model calls that earlier attempts have paid for.
+        output: of the last answer.
+    """
+
+    reason: Literal["approval", "crash", "retry", "drain"]
+    attempt: int
+    last_seq: int
+    laws: EventLaws
+    cut: list[str] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
+    brought: list[BaseMessage] = field(default_factory=list)
+    rest: dict[str, str] = field(default_factory=dict)
+    untold: list[BaseMessage] = field(default_factory=list)
+    unpaid: list[AIMessage] = field(default_factory=list)
+    calls: list[UsageReported] = field(default_factory=list)
+    output: str = ""
+
+
+def past_of(run: Run, told: list[Envelope]) -> Past:
+    """What a run has behind it, by its events; `recall` completes it."""
+    laws = EventLaws()
+    for envelope in told:
+        laws.admit(envelope.event)
+    calls = [envelope.event for envelope in told if isinstance(envelope.event, UsageReported)]
+    resumed = [envelope.event for envelope in told if isinstance(envelope.event, RunResumed)]
+    reason: Literal["approval", "crash", "retry", "drain"] = "crash" if run.crashes else "drain"
+    if told and isinstance(told[-1].event, RunWaiting):
+        reason = "approval"
+    elif run.retries > sum(one.reason == "retry" for one in resumed):
+        reason = "retry"
+    return Past(reason, run.attempt, told[-1].seq if told else 0, laws, calls=calls)
 
 
 def all_texts(told: list[Envelope]) -> list[str]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.messages import BaseMessage
@@ -30,12 +30,8 @@ from domain.errors import Conflict, Forbidden, InternalError, RateLimited, Unava
 from domain.events import (
     AgentEvent,
     Envelope,
-    EventLaws,
     RunCancelled,
     RunFinished,
-    RunResumed,
-    RunWaiting,
-    UsageReported,
 )
 from domain.formats import ResponseFormat
 from domain.messages import Message
@@ -44,10 +40,10 @@ from domain.ports import RecordStore
 from domain.runs import Run, RunBegun
 from domain.sessions import RawMessage, Session
 from graphs.checkpointing import FIRST_INDEX, RUN_ID, Checkpoints, remembers_more
-from services.agent_memory import all_texts, recall
+from services.agent_memory import all_texts, past_of, recall
 from services.agent_messages import from_records, question_of, to_langchain, to_record
 from services.agent_registry import AgentRegistry, RegisteredAgent
-from services.agent_stream import Past, RunStream
+from services.agent_stream import RunStream
 from services.llm_service import LLMService
 from services.run_recorder import Asked, Book, RunRecorder
 from services.session_service import require_session
@@ -264,7 +260,7 @@ class AgentService:
             },
         }
         mark = await self._checkpoints.latest(thread, run.id) if run.attempt > 1 else None
-        past = self._past(run, told) if run.attempt > 1 else None
+        past = past_of(run, told) if run.attempt > 1 else None
         given: Any = None
         conversation: list[BaseMessage] = []
         if mark is None or past is None:
@@ -297,19 +293,6 @@ class AgentService:
             on_start=self._started,
             on_end=self._ended,
         )
-
-    def _past(self, run: Run, told: list[Envelope]) -> Past:
-        laws = EventLaws()
-        for envelope in told:
-            laws.admit(envelope.event)
-        calls = [envelope.event for envelope in told if isinstance(envelope.event, UsageReported)]
-        resumed = [envelope.event for envelope in told if isinstance(envelope.event, RunResumed)]
-        reason: Literal["approval", "crash", "retry", "drain"] = "crash" if run.crashes else "drain"
-        if told and isinstance(told[-1].event, RunWaiting):
-            reason = "approval"
-        elif run.retries > sum(one.reason == "retry" for one in resumed):
-            reason = "retry"
-        return Past(reason, run.attempt, told[-1].seq if told else 0, laws, calls=calls)
 
     async def _stored(self, session_id: str, after: int, run_id: str | None = None) -> list[RawMessage]:
         """A session's messages from an index on; of one run only, or all."""

@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Literal, Protocol, cast
 
@@ -46,6 +46,7 @@ from domain.events import (
     UsageReported,
 )
 from domain.usage import Usage
+from services.agent_memory import Past
 from services.agent_messages import messages_in, new_message_id, plain, to_json, usage_of
 from services.model_stream import current_listener
 from services.run_story import Story
@@ -58,8 +59,6 @@ _WHOLE: list[Literal["updates", "custom", "messages"]] = ["updates", "custom"]
 _MAX_TOOL_OUTPUT = 64_000  # characters of a tool's answer that an event carries; the agent itself sees all of it
 _STOPPED = "the reader left, or the server stopped"
 BUFFER_LIMIT = 512  # events a slow reader may be behind before the source is paused; about 100 kB
-
-
 MAX_EVENTS = 100_000  # of one run; an agent that tells more is stopped, before it fills the record
 _MAX_STATE = 256_000  # bytes of JSON that one `state.updated` carries
 
@@ -70,38 +69,6 @@ class Paused:
 
     why: Literal["waiting", "drain", "retry", "gone"]
     approvals: tuple[AskedApproval, ...] = ()
-
-
-@dataclass(slots=True)
-class Past:
-    """What a run that goes on has behind it.
-
-    Attributes:
-        reason: why it goes on.
-        attempt: which one this is.
-        last_seq: of what it has told; `laws` have heard all of it.
-        cut: ids of messages that had begun and are said anew.
-        dropped: calls of tools that had begun and are called anew, under other ids.
-        brought: messages that earlier attempts have made.
-        rest: what is left to tell of messages that were made, and told in part, by their ids.
-        untold: messages that were made, and of which nothing was told.
-        unpaid: messages whose model call is in no event, and so in no account.
-        calls: model calls that earlier attempts have paid for.
-        output: of the last answer.
-    """
-
-    reason: Literal["approval", "crash", "retry", "drain"]
-    attempt: int
-    last_seq: int
-    laws: EventLaws
-    cut: list[str] = field(default_factory=list)
-    dropped: list[str] = field(default_factory=list)
-    brought: list[BaseMessage] = field(default_factory=list)
-    rest: dict[str, str] = field(default_factory=dict)
-    untold: list[BaseMessage] = field(default_factory=list)
-    unpaid: list[AIMessage] = field(default_factory=list)
-    calls: list[UsageReported] = field(default_factory=list)
-    output: str = ""
 
 
 class RunBook(Protocol):

@@ -20,8 +20,8 @@ from domain.events import (
     ToolStarted,
     UsageReported,
 )
-from services.agent_memory import recall
-from services.agent_stream import Past, RunStream
+from services.agent_memory import Past, recall
+from services.agent_stream import RunStream
 
 pytestmark = pytest.mark.anyio
 
