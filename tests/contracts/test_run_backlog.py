@@ -7,16 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from alembic import command
 from uuid_utils import uuid7
 
 from core.database.engine import Database, open_database
+from core.database.migrate import alembic_config
 from domain.background import AskedApproval, Beat, EventBatch, Limits, Pause, Submission
 from domain.enums import RunStatus, SessionKind
 from domain.errors import Conflict, NotFound, RateLimited
 from domain.runs import CallCost, RunEnd, RunFilter
 from domain.usage import Usage
 from tests.contracts.storage import add_owners, new_storage
-from tests.contracts.test_record_stores import said
+from tests.contracts.test_record_stores import end, said, start
 from tests.engines import ENGINES
 
 pytestmark = pytest.mark.anyio
@@ -354,3 +356,25 @@ async def test_events_are_trimmed_and_threads_are_forgotten_only_of_ended_runs(d
     async with database.reading() as work:
         assert await work.runs.events(one.id) == []
         assert len(await work.runs.events(other.id)) == 1
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+async def test_a_database_of_the_version_before_keeps_what_it_holds(engine: str, tmp_path: Path) -> None:
+    async with new_storage(engine, tmp_path) as settings:
+        before = start()
+        async with open_database(settings) as database:
+            await add_owners(database)
+            begun = await database.records.begin_run(before)
+            await database.records.end_run(end(before))
+            async with database._engine.connect() as plain:
+                connection = await plain.execution_options(routeur_begin="BEGIN IMMEDIATE")
+                async with connection.begin():
+                    await connection.run_sync(lambda one: command.downgrade(alembic_config(one), "0002"))
+        async with open_database(settings) as database:
+            async with database.reading() as work:
+                kept = await work.runs.owned(before.id, "ada")
+            assert kept is not None
+            assert (kept.status, kept.background, kept.attempt, kept.dead) == (RunStatus.COMPLETED, False, 0, False)
+            later = new(begun.session_id)
+            await database.backlog.submit(later)
+            assert await claimed(database) == [later.id]
