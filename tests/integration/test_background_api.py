@@ -456,6 +456,21 @@ async def test_an_agent_that_holds_up_the_process_is_stopped_and_its_neighbours_
     assert "routeur_loop_lag_seconds" in metrics
 
 
+async def test_builders_and_nodes_that_block_hold_nobody_up(place: House) -> None:
+    run_id = await submit(place, "slowpoke", "x")
+    waits: list[float] = []
+    run: dict[str, Any] = {}
+    with anyio.fail_after(20):
+        while run.get("status") not in ENDED:
+            begun = time.monotonic()
+            await place.client.get("/health")
+            waits.append(time.monotonic() - begun)
+            run = (await place.client.get(f"/api/runs/{run_id}")).json()
+    assert run["output"] == "waited"
+    assert run["duration"] >= 1
+    assert max(waits) < 0.5, "of two times a second"
+
+
 @pytest.mark.parametrize(("deed", "code"), [("recurse", "recursion_limit"), ("fail", "agent_failed")])
 async def test_an_agent_that_never_ends_or_fails_is_marked(place: House, deed: str, code: str) -> None:
     run = await until(place, await submit(place, "misfit", {"do": deed}))
