@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from abc import ABC, abstractmethod
 
 import orjson
 
@@ -15,32 +16,8 @@ _LIMIT = 60.0  # seconds for all of a sample
 MEGABYTES_FOR_200 = 80.0
 
 
-class Submit:
-    """CPU (ms) of a server that runs nothing itself, for each run that it has written down durably and acknowledged."""
-
-    passed: bool | None = None
-    note = ""
-
-    def __init__(self, bench: Bench, pair: Pair, scenario: Scenario) -> None:
-        self._bench = bench
-        self._relay = pair[0]
-        self._scenario = scenario
-        self._reference: Cpu | None = None
-
-    async def round(self) -> tuple[float, float]:
-        door = await self._bench.kept("door")
-        if self._reference is None:
-            self._reference = Cpu(self._bench, (self._relay, self._relay), self._scenario)
-            await submit(self._bench, door, self._scenario, WARM_UP)
-        relay = await self._reference.of_relay()
-        before = door.server.cpu_seconds()
-        await submit(self._bench, door, self._scenario, self._scenario.requests)
-        await asyncio.sleep(SETTLE)
-        return relay, (door.server.cpu_seconds() - before) / self._scenario.requests * 1e3
-
-
-class WholeRun:
-    """CPU (ms) of a server for each run: submitted, run on a durable checkpoint, recorded, ended."""
+class _BesideRelay(ABC):
+    """What one run costs our server, beside what one request costs the relay."""
 
     passed: bool | None = None
     note = ""
@@ -58,11 +35,36 @@ class WholeRun:
         return await self._reference.of_relay(), await self._sample(self._scenario.requests)
 
     async def _sample(self, requests: int) -> float:
-        before = self._ours.server.cpu_seconds()
-        last = await submit(self._bench, self._ours, self._scenario, requests)
-        await all_ended(self._bench, self._ours, self._scenario, last)
+        target = await self._target()
+        before = target.server.cpu_seconds()
+        await self._work(target, requests)
         await asyncio.sleep(SETTLE)
-        return (self._ours.server.cpu_seconds() - before) / requests * 1e3
+        return (target.server.cpu_seconds() - before) / requests * 1e3
+
+    async def _target(self) -> Target:
+        return self._ours
+
+    @abstractmethod
+    async def _work(self, target: Target, requests: int) -> None:
+        """Have so many runs done."""
+
+
+class Submit(_BesideRelay):
+    """CPU (ms) of a server that runs nothing itself, for each run that it has written down durably and acknowledged."""
+
+    async def _target(self) -> Target:
+        return await self._bench.kept("door")
+
+    async def _work(self, target: Target, requests: int) -> None:
+        await submit(self._bench, target, self._scenario, requests)
+
+
+class WholeRun(_BesideRelay):
+    """CPU (ms) of a server for each run: submitted, run on a durable checkpoint, recorded, ended."""
+
+    async def _work(self, target: Target, requests: int) -> None:
+        last = await submit(self._bench, target, self._scenario, requests)
+        await all_ended(self._bench, target, self._scenario, last)
 
 
 class RunsMemory:
