@@ -132,6 +132,11 @@ class RunRecorder:
         run.cancel(reason)
         return True
 
+    @property
+    def following(self) -> int:
+        """How many attached runs are going on."""
+        return len(self._live)
+
     def end(self, end: RunEnd) -> Awaitable[bool]:
         """Write it; begun at once."""
         self._live.pop(end.id, None)

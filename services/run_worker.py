@@ -345,7 +345,9 @@ class RunWorker:
             live.drafted = len(draft)
             beats.append(Beat(run_id, live.run.attempt, live.spent, clean_text(draft) if grown else None))
             self._look_for_silence(live)
-        standing = await self.backlog.beat(beats, self.recorder.worker, LEASE) if beats else {}
+        if not beats:
+            return
+        standing = await self.backlog.beat(beats, self.recorder.worker, LEASE)
         for one in beats:
             beaten = self._live.get(one.run_id)
             if beaten is None or beaten.stream is None:
@@ -355,10 +357,11 @@ class RunWorker:
                 beaten.stream.leave("gone")
             elif status is RunStatus.CANCELLING:
                 beaten.stream.cancel("Cancelled by its owner.")
-        await self.stop_cancelled()
 
     async def stop_cancelled(self) -> None:
         """Stop what somebody else has asked to be stopped, here or attached."""
+        if not self._live and not self.recorder.following:
+            return
         for run_id in await self.backlog.cancelling(self.recorder.worker):
             self.cancel(run_id)
 
@@ -391,6 +394,7 @@ class RunWorker:
                 await self.stop_cancelled()
                 await asyncio.sleep(BEAT / 2)
                 await self.beat()
+                await self.stop_cancelled()
             except RouteurError:
                 logger.warning("leases could not be renewed", exc_info=True)
 

@@ -19,7 +19,7 @@ from services.background_service import BackgroundService
 logger = logging.getLogger(__name__)
 
 MAX_SCHEDULES = 200  # of one user
-_EVERY = 1.0  # seconds between looks
+_AT_LEAST, _AT_MOST = 0.1, 5.0  # seconds between looks
 _AT_ONCE = 100
 _FIELDS = 5
 
@@ -109,9 +109,19 @@ class ScheduleService:
         while True:
             try:
                 await self.fire(datetime.now(UTC))
+                pause = await self._until_next()
             except RouteurError:
                 logger.warning("schedules could not be looked at", exc_info=True)
-            await asyncio.sleep(_EVERY)
+                pause = _AT_MOST
+            await asyncio.sleep(pause)
+
+    async def _until_next(self) -> float:
+        """Seconds to the next moment of any schedule; other processes may make new ones, so never many."""
+        async with self._database.reading() as work:
+            next_at = await work.schedules.next_moment()
+        if next_at is None:
+            return _AT_MOST
+        return min(_AT_MOST, max(_AT_LEAST, (next_at - datetime.now(UTC)).total_seconds()))
 
     async def _begin(self, schedule: Schedule, next_at: datetime, now: datetime) -> bool:
         """Take this moment and begin its run, both or neither; False: somebody else was quicker."""

@@ -18,7 +18,7 @@ from domain.runs import Run, RunInfo
 
 logger = logging.getLogger(__name__)
 
-_EVERY = 1.0  # seconds between looks into the outbox
+_EVERY = 2.0  # seconds between looks into the outbox
 _AT_ONCE = 20
 _FIRST_DELAY = 10.0  # seconds before the second try; then twice as long each time, at most
 _LONGEST_DELAY = 6 * 3_600.0

@@ -8,7 +8,7 @@ from domain.ports import SignalKind
 class LocalSignals:
     """Nobody else to tell."""
 
-    poll = 0.25  # seconds; a look into SQLite costs some microseconds
+    poll = 0.5  # seconds; for other processes on the same SQLite file
 
     def tell(self, kind: SignalKind, run_ids: Sequence[str] = ()) -> None:
         """Nobody hears it."""

@@ -576,6 +576,20 @@ async def test_a_schedule_begins_a_run_at_its_moment_and_once(place: House) -> N
     assert (await place.client.get(path)).status_code == 404
 
 
+async def test_the_clock_fires_by_itself(place: House) -> None:
+    body = {"agent": "simple", "cron": "0 0 1 1 *", "run": {"input": "Happy new year"}}
+    schedule_id = (await place.client.post("/api/schedules", json=body)).json()["schedule_id"]
+    async with place.services.database.unit_of_work() as work:
+        await work.schedules.update_one(schedule_id, next_at=datetime.now(UTC) + timedelta(seconds=0.2))
+    told: dict[str, Any] = {}
+    with anyio.fail_after(10):
+        while not told.get("last_run_id"):
+            await asyncio.sleep(0.05)
+            told = (await place.client.get(f"/api/schedules/{schedule_id}")).json()
+    assert (await until(place, told["last_run_id"]))["input"] == "Happy new year"
+    await place.client.delete(f"/api/schedules/{schedule_id}")
+
+
 @pytest.mark.parametrize(
     "change",
     [

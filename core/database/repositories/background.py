@@ -82,6 +82,13 @@ class ScheduleRepository(Repository[Schedule]):
         table = self.table
         return await self.find_many(table.c.enabled, table.c.next_at <= now, order_by=[table.c.next_at], limit=limit)
 
+    async def next_moment(self) -> datetime | None:
+        """When the next of all schedules is due."""
+        table = self.table
+        query = select(table.c.next_at).where(table.c.enabled).order_by(table.c.next_at).limit(1)
+        moment: datetime | None = (await self._connection.execute(query)).scalar()
+        return moment
+
     async def fire(self, schedule: Schedule, next_at: datetime, now: datetime, **told: object) -> bool:
         """Take this moment of a schedule: True for exactly one of those who try."""
         table = self.table
