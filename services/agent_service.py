@@ -6,7 +6,7 @@ after that a failure is an event. invoke is stream, collected.
 
 import asyncio
 import logging
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -118,7 +118,7 @@ class AgentService:
         self._graphs: OrderedDict[_Key, _Compiled] = OrderedDict()
         self._open = 0
         self._quiet = asyncio.Event()
-        self._building = asyncio.Lock()
+        self._building: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)  # by agent
         self.compiled = 0
 
     @property
@@ -264,7 +264,8 @@ class AgentService:
         given: Any = None
         conversation: list[BaseMessage] = []
         if mark is None or past is None:
-            asked = from_records(await self._stored(session_id, book.begun.first_index - 1, run.id))
+            later = await self._stored(session_id, book.begun.first_index - 1)
+            asked = from_records([raw for raw in later if raw.run_id == run.id])
             conversation = [*await self._earlier(agent, book.begun, compiled.checkpointed), *asked]
             given = {**(wish.state or {}), "messages": conversation}
             if past is not None:
@@ -294,17 +295,18 @@ class AgentService:
             on_end=self._ended,
         )
 
-    async def _stored(self, session_id: str, after: int, run_id: str | None = None) -> list[RawMessage]:
-        """A session's messages from an index on; of one run only, or all."""
+    async def _stored(self, session_id: str, after: int, before: int | None = None) -> list[RawMessage]:
+        """A session's messages between two indexes, both left out; without `before`, to the end."""
         stored: list[RawMessage] = []
         async with self._store.reading() as work:
-            while True:
-                page = await work.raw_messages.find_by_session_id(session_id, after=after, limit=_HISTORY_PAGE)
+            while before is None or after + 1 < before:
+                limit = _HISTORY_PAGE if before is None else min(_HISTORY_PAGE, before - 1 - after)
+                page = await work.raw_messages.find_by_session_id(session_id, after=after, limit=limit)
                 stored += page
-                if len(page) < _HISTORY_PAGE:
+                if len(page) < limit:
                     break
                 after = page[-1].message_index
-        return [raw for raw in stored if run_id is None or raw.run_id == run_id]
+        return stored
 
     async def _begin(
         self, request: CompletionRequest, caller: Principal, resolved: Resolved, asked: list[BaseMessage]
@@ -331,17 +333,7 @@ class AgentService:
         after = begun.synced - 1 if checkpointed else -1
         if not checkpointed and agent.spec.memory.max_messages is not None:
             after = max(after, begun.first_index - 1 - agent.spec.memory.max_messages)
-        stored = []
-        async with self._store.reading() as work:
-            while after + 1 < begun.first_index:
-                page = await work.raw_messages.find_by_session_id(
-                    begun.session_id, after=after, limit=min(_HISTORY_PAGE, begun.first_index - 1 - after)
-                )
-                if not page:
-                    break
-                stored += page
-                after = page[-1].message_index
-        return from_records(stored)
+        return from_records(await self._stored(begun.session_id, after, begun.first_index))
 
     def _agent(self, key: str, caller: Principal) -> RegisteredAgent:
         agent = self._registry.get(key)
@@ -358,15 +350,17 @@ class AgentService:
         if compiled is not None:
             self._graphs.move_to_end(key)
             return compiled
-        async with self._building:  # one at a time, and whoever has waited finds it made
+        # One at a time of each agent, and whoever has waited finds it made; a slow builder holds up no other agent.
+        async with self._building[agent.id]:
             return self._graphs.get(key) or await self._build(key, agent, wish)
 
     async def _build(self, key: _Key, agent: RegisteredAgent, wish: ModelWish) -> _Compiled:
         self.compiled += 1
         llm = self._llm.get_llm(key[1], parameters=agent.spec.parameters.merged(wish.parameters))
-        graph = await self._compile(agent, llm)
+        durable = key[-1]
+        graph = await self._compile(agent, llm, await self._checkpoints.saver() if durable else None)
         keeps = agent.spec.memory.kind == "session" and remembers_more(graph)
-        if keeps or key[-1]:
+        if keeps and not durable:
             graph = await self._compile(agent, llm, await self._checkpoints.saver())
         compiled = self._graphs[key] = _Compiled(graph, keeps)
         if len(self._graphs) > self._settings.graph_cache_size:
