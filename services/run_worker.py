@@ -421,7 +421,11 @@ class _BackgroundBook(Book):
 
     async def pause(self, run: RunStream, paused: Paused) -> bool:
         """Let go of it for now."""
-        return await asyncio.shield(asyncio.ensure_future(self._insist(lambda: self._write_pause(run, paused))))
+        written = self._live.written
+        done = await asyncio.shield(asyncio.ensure_future(self._insist(lambda: self._write_pause(run, paused))))
+        if not done:
+            self._live.written = written  # its calls are still to be accounted for, with its end
+        return done
 
     async def went_on_from(self, mark: str) -> None:
         """It goes on from that checkpoint: when it is not the one it went on from before, it makes progress."""

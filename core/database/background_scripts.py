@@ -44,6 +44,7 @@ _QUEUE = insert_into(
     *("queue_rank", "available_at", "time_limit", "spent", "crashes", "retries", "may_resume", "synced", "last_seq"),
     *("request", "pending", "has_thread", "webhook", "retry_of", "dead"),
 )
+#: In the words of its partial index, and then what is meant: who waits for a human takes nobody's room.
 _RUNNING = (
     "SELECT owner_id, agent, count(*) FROM runs WHERE status IN ('cancelling', 'running', 'waiting')"
     " AND status <> 'waiting' GROUP BY owner_id, agent"
@@ -90,8 +91,8 @@ _STANDING = (
 )
 _PAUSE = (
     "UPDATE runs SET status = :status, lease_until = NULL, worker = NULL, draft = NULL, spent = :spent,"
-    " available_at = :available_at, updated_at = :now, retries = retries + :retried"
-    " WHERE id = :id AND attempt = :attempt AND status = 'running'"
+    " available_at = :available_at, updated_at = :now, retries = retries + :retried,"
+    " last_seq = COALESCE(:last_seq, last_seq) WHERE id = :id AND attempt = :attempt AND status = 'running'"
 )
 _ASK = (
     "INSERT INTO approvals (run_id, id, owner_id, payload, status, created_at) SELECT id, :id, owner_id, :payload,"
@@ -280,15 +281,13 @@ def pause(codec: Codec, one: Pause, batch: EventBatch | None) -> Script[bool]:
         "available_at": codec.moment(one.available_at or one.at),
         "now": codec.moment(one.at),
         "retried": int(one.retried),
+        "last_seq": None if batch is None else batch.last_seq,
     }
+    if not changed((yield _PAUSE, values)):
+        return False  # and nothing else is written: whoever ends it will
     if batch is not None:
-        told = {"id": batch.run_id, "attempt": batch.attempt, "last_seq": batch.last_seq, "lease": None}
-        if not changed((yield _TOLD, told)):
-            return False
         yield from forget_events(batch.run_id, batch.first_seq)  # many small rows become one
         yield from _write_batch(codec, batch, one.at)
-    if not changed((yield _PAUSE, values)):
-        return False
     for asked in one.approvals:
         row = {
             "run_id": one.run_id,

@@ -308,7 +308,16 @@ async def test_a_run_that_is_cancelled_does_not_go_back_to_the_queue(database: D
     await database.backlog.submit(one)
     await claimed(database)
     await database.backlog.cancel(one.id, "ada")
-    assert not await database.backlog.pause(Pause(one.id, 1, RunStatus.QUEUED, datetime.now(UTC), 0.0), None)
+    pause = Pause(one.id, 1, RunStatus.QUEUED, datetime.now(UTC), 0.0)
+    call = CallCost("a/b", USAGE, 7)
+    told = batch(one.id, 1, 3, calls=[call], usage=USAGE, all_calls=1, session_id=one.session_id)
+    assert not await database.backlog.pause(pause, told)
+    async with database.reading() as work:
+        run = await work.runs.find_one(id=one.id)
+        assert await work.runs.events(one.id) == [], "nothing of it is written"
+        assert (await work.model_calls.usage_of_session(one.session_id)).calls == 0
+    assert run is not None
+    assert run.lease_until is not None, "should its worker die now, somebody finds out"
     assert await database.records.end_run(ended(one.id, one.session_id, status=RunStatus.CANCELLED))
 
 
