@@ -89,8 +89,7 @@ def recall(
     past.cut = [message_id for message_id in all_texts(told) if message_id not in ids]
     _find_untold(past, told)
     asked = {call["id"] for message in kept if isinstance(message, AIMessage) for call in message.tool_calls}
-    answered = {message.tool_call_id for message in kept if isinstance(message, ToolMessage)}
-    past.dropped = [call_id for call_id in past.laws.open_tools if call_id not in asked or call_id in answered]
+    past.dropped = [call_id for call_id in past.laws.open_tools if call_id not in asked]  # who was answered is told so
     last = next((message for message in reversed(past.brought) if isinstance(message, AIMessage)), None)
     past.output = "" if last is None else str(last.text)
     decided = {one.id: answers[one.id] for one in snapshot.interrupts if one.id in answers}
