@@ -2,8 +2,10 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Self, cast
 
 from domain.ports import SignalKind
 
@@ -54,10 +56,55 @@ async def for_ever(what: str, work: Callable[[], Awaitable[None]], failures: tup
         pause = min(pause * 2, _LONGEST_PAUSE)
 
 
-async def stop(tasks: Sequence["asyncio.Task[None]"]) -> None:
-    """Cancel them and wait."""
-    for task in tasks:
-        task.cancel()
-    for task in tasks:
-        with suppress(asyncio.CancelledError):
-            await task
+class CarriedSignals(ABC):
+    """Signals that a server carries (`domain.ports.RunSignals`): what is the same whichever it is."""
+
+    def __init__(self) -> None:
+        self._outbox = Outbox()
+        self._listeners: list[Callable[[SignalKind, str], None]] = []
+
+    @property
+    @abstractmethod
+    def poll(self) -> float:
+        """Seconds after which who waits had better look for themselves: signals are lost with a connection."""
+
+    def tell(self, kind: SignalKind, run_ids: Sequence[str] = ()) -> None:
+        """Queue it."""
+        self._outbox.put(kind, run_ids)
+
+    def hear(self, listener: Callable[[SignalKind, str], None]) -> None:
+        """Call `listener` for what others tell."""
+        self._listeners.append(listener)
+
+    @abstractmethod
+    async def _send(self) -> None:
+        """Carry what is queued to the server, until it is away."""
+
+    @abstractmethod
+    async def _listen(self) -> None:
+        """Hand on what the server brings, until it is away."""
+
+    async def _queued(self, most: int) -> str:
+        """What is to be told next, at most so many signals, as one text."""
+        return ",".join(f"{kind}:{run_id}" for kind, run_id in await self._outbox.take(most))
+
+    def _heard(self, told: str) -> None:
+        """Such a text has come."""
+        for signal in told.split(","):
+            kind, _, run_id = signal.partition(":")
+            for listener in self._listeners:
+                listener(cast(SignalKind, kind), run_id)
+
+    @asynccontextmanager
+    async def carried(self, server: str, failures: tuple[type[Exception], ...]) -> AsyncIterator[Self]:
+        """At work until the context ends, however often the server goes away."""
+        tasks = [
+            asyncio.create_task(for_ever(server, self._send, failures), name="signals out"),
+            asyncio.create_task(for_ever(server, self._listen, failures), name="signals in"),
+        ]
+        try:
+            yield self
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)

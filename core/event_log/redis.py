@@ -3,17 +3,15 @@
 Redis is never the truth. When it is taken away runs go on, and readers look into the record until it is back.
 """
 
-import asyncio
 import importlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any, cast
+from typing import Any
 
 from uuid_utils import uuid4
 
 from config.settings import SettingsError
-from core.event_log.outbox import Outbox, for_ever, stop
-from domain.ports import SignalKind
+from core.event_log.outbox import CarriedSignals
 
 _STREAM = "routeur:runs"
 _KEPT = 10_000  # entries of the stream; whoever has slept through more looks into the record
@@ -21,29 +19,19 @@ _MOST_AT_ONCE = 500
 _BLOCK = 5_000  # ms
 
 
-class RedisSignals:
+class RedisSignals(CarriedSignals):
     """One stream, an entry for each batch of signals."""
 
-    poll = 1.0  # seconds; what a reader waits for at most while Redis is away
+    poll = 1.0  # seconds
 
     def __init__(self, client: Any) -> None:
+        super().__init__()
         self._client = client
-        self._outbox = Outbox()
-        self._listeners: list[Callable[[SignalKind, str], None]] = []
         self._me = str(uuid4())
-
-    def tell(self, kind: SignalKind, run_ids: Sequence[str] = ()) -> None:
-        """Queue an entry."""
-        self._outbox.put(kind, run_ids)
-
-    def hear(self, listener: Callable[[SignalKind, str], None]) -> None:
-        """Call `listener` for what others tell."""
-        self._listeners.append(listener)
 
     async def _send(self) -> None:
         while True:
-            signals = await self._outbox.take(_MOST_AT_ONCE)
-            told = ",".join(f"{kind}:{run_id}" for kind, run_id in signals)
+            told = await self._queued(_MOST_AT_ONCE)
             await self._client.xadd(_STREAM, {"by": self._me, "told": told}, maxlen=_KEPT, approximate=True)
 
     async def _listen(self) -> None:
@@ -53,13 +41,7 @@ class RedisSignals:
                 for place, fields in entries:
                     last = place
                     if fields["by"] != self._me:
-                        self._hear(fields["told"])
-
-    def _hear(self, told: str) -> None:
-        for signal in told.split(","):
-            kind, _, run_id = signal.partition(":")
-            for listener in self._listeners:
-                listener(cast(SignalKind, kind), run_id)
+                        self._heard(fields["told"])
 
 
 @asynccontextmanager
@@ -78,13 +60,8 @@ async def open_redis_signals(url: str) -> AsyncIterator[RedisSignals]:
     except ValueError as error:
         raise SettingsError("REDIS_URL: not an address of a Redis server") from error
     signals = RedisSignals(client)
-    failures = (redis.RedisError, OSError, TimeoutError)
-    tasks = [
-        asyncio.create_task(for_ever("Redis", signals._send, failures), name="signals out"),
-        asyncio.create_task(for_ever("Redis", signals._listen, failures), name="signals in"),
-    ]
     try:
-        yield signals
+        async with signals.carried("Redis", (redis.RedisError, OSError, TimeoutError)):
+            yield signals
     finally:
-        await stop(tasks)
         await client.aclose()
