@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from config.settings import Settings
+from config.settings import Settings, SettingsError
 from core.database.engine import Database
 from core.event_log.memory import LocalSignals
 from core.event_log.postgres import open_postgres_signals
@@ -113,7 +113,9 @@ async def open_background(
     async with AsyncExitStack() as stack:
         backlog, server = database.backlog, database.server_url
         queue: RunQueue = EmbeddedQueue(backlog, signals)
-        if settings.runs.queue == "procrastinate" and server is not None:
+        if settings.runs.queue == "procrastinate":
+            if server is None:  # the settings say so too; nobody steps in for what was asked
+                raise SettingsError("RUN_QUEUE=procrastinate needs DATABASE_URL=postgresql://...")
             opened = open_procrastinate(server, database, backlog, settings.runs.concurrency)
             queue = await stack.enter_async_context(opened)
         worker = RunWorker(backlog, store, agents, registry, recorder, events, checkpoints, metrics, settings.runs)

@@ -16,14 +16,9 @@ AgentId = Annotated[str, Path(max_length=64, examples=["simple"])]
 
 
 @router.get("/agents", responses=problem_responses(401))
-async def list_agents(_caller: CurrentUser, registry: AgentRegistryDep) -> AgentList:
-    """Every agent; those that cannot be called say why."""
-    return AgentList(default_agent=registry.default_agent, agents=registry.list_agents())
-
-
 @router.get("/api/agents", responses=problem_responses(401))
-async def list_agents_of_api(_caller: CurrentUser, registry: AgentRegistryDep) -> AgentList:
-    """Every agent; the same as `/agents`."""
+async def list_agents(_caller: CurrentUser, registry: AgentRegistryDep) -> AgentList:
+    """Every agent; those that cannot be called say why. One list at two addresses."""
     return AgentList(default_agent=registry.default_agent, agents=registry.list_agents())
 
 
