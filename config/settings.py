@@ -403,6 +403,10 @@ class Settings(BaseSettings):
             raise ValueError(
                 "RUN_QUEUE=procrastinate needs SESSION_STORE_URL unset: background runs are kept in PostgreSQL"
             )
+        if self.retention.events_days is not None and self.storage.session_store_url is not None:
+            raise ValueError(
+                "RETENTION_EVENTS_DAYS needs SESSION_STORE_URL unset: there events are kept with their run"
+            )
         if self.server.workers > 1 and self.storage.session_store_url is not None:
             raise ValueError(
                 "WORKERS above 1 needs SESSION_STORE_URL unset: its embedded engine belongs to one process"

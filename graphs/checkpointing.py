@@ -193,6 +193,9 @@ def _patient(saver: Any, errors: type[Exception]) -> Any:
         async def aget_tuple(self, *given: Any, **more: Any) -> Any:
             return await insist(lambda: super(Patient, self).aget_tuple(*given, **more))
 
+        async def adelete_thread(self, *given: Any, **more: Any) -> Any:
+            return await insist(lambda: super(Patient, self).adelete_thread(*given, **more))
+
     return Patient
 
 

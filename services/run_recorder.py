@@ -116,7 +116,7 @@ class RunRecorder:
             return Book(self, start, await self._store.begin_run(start))
         except asyncio.CancelledError:
             # The caller left meanwhile; it is written all the same, and would hold its session until its lease is over.
-            self.end(_never_ran(start, start.session_id, RunStatus.CANCELLED, "run_cancelled", "The caller left."))
+            self.end(never_ran(start, start.session_id, RunStatus.CANCELLED, "run_cancelled", "The caller left."))
             raise
 
     def follow(self, run: RunStream) -> None:
@@ -307,7 +307,7 @@ class Book:
     async def abandon(self, error: BaseException) -> None:
         """It could not even start: end it, so that the session is free again."""
         known = error if isinstance(error, RouteurError) else InternalError()
-        end = _never_ran(self._start, self.session_id, RunStatus.FAILED, known.code, known.message)
+        end = never_ran(self._start, self.session_id, RunStatus.FAILED, known.code, known.message)
         with suppress(RouteurError):
             await asyncio.shield(self._recorder.end(end))
 
@@ -333,7 +333,7 @@ def costs_of(calls: Iterable[UsageReported]) -> list[CallCost]:
     return [CallCost(clean_text(call.model)[:_MODEL_CHARS], call.usage, None) for call in calls]
 
 
-def _never_ran(start: Started, session_id: str, status: RunStatus, code: str, message: str) -> RunEnd:
+def never_ran(start: Started, session_id: str, status: RunStatus, code: str, message: str) -> RunEnd:
     """The end of a run that had not begun to run."""
     return RunEnd(
         id=start.id,

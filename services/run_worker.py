@@ -17,14 +17,14 @@ from domain.enums import RunStatus
 from domain.errors import ErrorKind, InternalError, RouteurError, Unavailable
 from domain.events import AgentEvent, Envelope, RunFailed
 from domain.ports import RecordStore, RunBacklog
-from domain.runs import Run, RunBegun, RunEnd
+from domain.runs import Run, RunBegun
 from domain.text import clean_text
 from graphs.checkpointing import CHECKPOINTS_AWAY, Checkpoints
 from services.agent_registry import AgentRegistry
 from services.agent_service import AgentService
 from services.agent_stream import Paused, RunStream
 from services.run_events import RunEvents
-from services.run_recorder import Book, RunRecorder, costs_of
+from services.run_recorder import Book, RunRecorder, costs_of, never_ran
 from services.run_story import Story, load_story
 
 logger = logging.getLogger(__name__)
@@ -223,25 +223,8 @@ class RunWorker:
         """It could not even be opened: its end is told by its row."""
         run = live.run
         logger.warning("background run could not be run", extra={"run_id": run.id, "why": error.message})
-        end = RunEnd(
-            id=run.id,
-            owner_id=run.owner_id,
-            session_id=run.session_id,
-            agent=run.agent,
-            status=RunStatus.FAILED,
-            model=run.model or "",
-            output=None,
-            finish_reason=None,
-            error_code=error.code,
-            error_message=clean_text(error.message),
-            messages=[],
-            calls=[],
-            events="[]",
-            first_seq=run.last_seq + 1,
-            last_seq=run.last_seq,
-            completed_at=datetime.now(UTC),
-            attempt=run.attempt,
-        )
+        end = never_ran(run, run.session_id or "", RunStatus.FAILED, error.code, clean_text(error.message))
+        end.attempt, end.first_seq, end.last_seq = run.attempt, run.last_seq + 1, run.last_seq
         with suppress(RouteurError):
             await self.recorder.end(end)
             self._events.poke(run.id)

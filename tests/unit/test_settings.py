@@ -56,6 +56,10 @@ def test_a_secret_may_stand_in_a_file(tmp_path: Path) -> None:
         ({"JWT_ALGORITHM": "RS256"}, "JWT_PRIVATE_KEY_FILE"),
         ({"JWT_ALGORITHM": "none"}, "JWT_ALGORITHM"),
         ({"WORKERS": "4"}, "DATABASE_URL"),
+        ({"RUN_QUEUE": "procrastinate"}, "DATABASE_URL"),
+        ({"RUN_QUEUE": "celery"}, "RUN_QUEUE"),
+        ({"WEBHOOK_ALLOWED_NETWORKS": "10.0.0.0/99"}, "WEBHOOK_ALLOWED_NETWORKS"),
+        ({"RETENTION_EVENTS_DAYS": "7", "SESSION_STORE_URL": "mem://"}, "RETENTION_EVENTS_DAYS"),
     ],
 )
 def test_what_cannot_work_is_refused_by_name(environ: dict[str, str], named: str) -> None:
