@@ -12,6 +12,7 @@ from services.api_key_service import ApiKeyService
 from services.auth_service import AuthService
 from services.background import Background
 from services.container import Services
+from services.direct_service import DirectService
 from services.llm_service import LLMService
 from services.run_events import RunEvents
 from services.run_service import RunService
@@ -19,10 +20,15 @@ from services.session_service import SessionService
 from services.user_service import UserService
 
 
-async def get_services(connection: HTTPConnection) -> Services:
+def services_of(connection: HTTPConnection) -> Services:
     """Everything that `open_services` has built for this application."""
     services: Services = connection.app.state.services
     return services
+
+
+async def get_services(connection: HTTPConnection) -> Services:
+    """The same, as a dependency."""
+    return services_of(connection)
 
 
 AllServices = Annotated[Services, Depends(get_services)]
@@ -33,6 +39,10 @@ AllServices = Annotated[Services, Depends(get_services)]
 
 async def _agents(connection: HTTPConnection) -> AgentService:
     return (await get_services(connection)).agents
+
+
+async def _direct(connection: HTTPConnection) -> DirectService:
+    return (await get_services(connection)).direct
 
 
 async def _registry(connection: HTTPConnection) -> AgentRegistry:
@@ -86,6 +96,7 @@ async def _made_id(connection: HTTPConnection) -> str | None:
 
 
 AgentServiceDep = Annotated[AgentService, Depends(_agents)]
+DirectServiceDep = Annotated[DirectService, Depends(_direct)]
 AgentRegistryDep = Annotated[AgentRegistry, Depends(_registry)]
 LLMServiceDep = Annotated[LLMService, Depends(_llm)]
 AuthServiceDep = Annotated[AuthService, Depends(_auth)]

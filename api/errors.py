@@ -52,6 +52,10 @@ FACES: Mapping[ErrorKind, Face] = {
 }
 
 
+#: Failures before which a model has answered, and was paid.
+_PAID = frozenset({"upstream_cut", "upstream_unreadable", "agent_failed", "recursion_limit"})
+
+
 class ProblemField(BaseModel):
     """One field that was wrong."""
 
@@ -94,9 +98,16 @@ def error_response(
         headers["www-authenticate"] = 'Bearer realm="routeur"'
     if error.retry_after is not None:
         headers["retry-after"] = str(max(1, round(error.retry_after)))
+    if openai and not _worth_repeating(error):
+        headers["x-should-retry"] = "false"
     body = openai_body(error) if openai else problem_body(error, status)
     media_type = "application/json" if openai else "application/problem+json"
     return Response(orjson.dumps(body), status, headers, media_type)
+
+
+def _worth_repeating(error: RouteurError) -> bool:
+    """False: OpenAI's SDK, which repeats conflicts and 5xx by itself, would find the same, or pay a model again."""
+    return error.kind not in (ErrorKind.CONFLICT, ErrorKind.UPSTREAM_TIMEOUT) and error.code not in _PAID
 
 
 def problem_body(error: RouteurError, status: int) -> dict[str, Any]:
@@ -116,7 +127,8 @@ def problem_body(error: RouteurError, status: int) -> dict[str, Any]:
 def openai_body(error: RouteurError) -> dict[str, Any]:
     """The body that OpenAI's clients turn into their exceptions."""
     kind = FACES[error.kind].openai_type
-    return {"error": {"message": clean_text(error.message), "type": kind, "param": error.param, "code": error.code}}
+    param = "model" if error.param == "agent" else error.param  # there an agent is called by that name
+    return {"error": {"message": clean_text(error.message), "type": kind, "param": param, "code": error.code}}
 
 
 def install_error_handlers(app: FastAPI) -> None:

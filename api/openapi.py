@@ -4,10 +4,14 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
 
 from api.errors import Problem, problem_responses
+from api.openai.schemas import ChatCompletion, ChatRequest, OpenAIError
 from domain.auth import Scope
 
+#: Bodies of routes that read them themselves.
+_BY_HAND: tuple[type[BaseModel], ...] = (Problem, ChatRequest, ChatCompletion, OpenAIError)
 _REF = "#/components/schemas/{model}"
 
 #: For a route that is open to everybody: `openapi_extra=OPEN`. All others need one of the schemes below.
@@ -53,9 +57,10 @@ def install_openapi(app: FastAPI) -> None:
                 tags=app.openapi_tags,
             )
             schemas = document.setdefault("components", {}).setdefault("schemas", {})
-            problem = Problem.model_json_schema(ref_template=_REF)
-            schemas.update(problem.pop("$defs", {}))
-            schemas["Problem"] = problem
+            for model in _BY_HAND:
+                schema = model.model_json_schema(ref_template=_REF)
+                schemas.update(schema.pop("$defs", {}))
+                schemas[model.__name__] = schema
             for path in document["paths"].values():
                 for method, operation in path.items():
                     if method == "post" and operation.get("security") != []:

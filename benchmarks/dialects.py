@@ -76,6 +76,11 @@ def _read_openai_stream(raw: bytes) -> Answer:
     return Answer("".join(delta.get("content") or "" for delta in deltas), counted[0] if len(counted) == 1 else None)
 
 
+def _direct(body: Callable[[str], dict[str, Any]]) -> Callable[[str], dict[str, Any]]:
+    """The same of our own door, where a model has a provider."""
+    return lambda model: body(f"openai/{model}")
+
+
 def _agent_body(model: str) -> dict[str, Any]:
     return {"message": QUESTION, "model": f"openai/{model}", "agent": "simple"}
 
@@ -108,6 +113,8 @@ def _read_events(raw: bytes) -> Answer:
 
 OPENAI = Dialect("/v1/chat/completions", False, _openai_body, _read_openai)
 OPENAI_STREAM = Dialect("/v1/chat/completions", True, _openai_stream_body, _read_openai_stream)
+DIRECT = Dialect("/v1/chat/completions", False, _direct(_openai_body), _read_openai)
+DIRECT_STREAM = Dialect("/v1/chat/completions", True, _direct(_openai_stream_body), _read_openai_stream)
 AGENT = Dialect("/completion", False, _agent_body, _read_result)
 SUBMIT = Dialect("/api/agents/simple/run", False, _run_body, _read_result)
 AGENT_STREAM = Dialect("/completion/stream", True, _agent_body, _read_events)

@@ -6,7 +6,7 @@ Targets are ratios to the relay in the same run. Where a scenario has none, the 
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from benchmarks.dialects import AGENT, AGENT_STREAM, Dialect
+from benchmarks.dialects import AGENT, AGENT_STREAM, DIRECT, DIRECT_STREAM, Dialect
 from benchmarks.speech import Speech, speech_of
 
 Measure = Literal[
@@ -83,6 +83,71 @@ class Scenario:
 
 
 SCENARIOS: tuple[Scenario, ...] = (
+    Scenario(
+        name="direct",
+        path="model: CPU of a request of 20 tokens, recorded",
+        measure="cpu_per_request",
+        model="bench-20",
+        dialect=DIRECT,
+        requests=1_600,
+        relay_requests=3_200,
+        at_once=8,
+        target=4.5,
+    ),
+    Scenario(
+        name="direct-burst",
+        path="model: CPU of a chunk, burst in few writes",
+        measure="cpu_per_chunk",
+        model="bench-200-burst",
+        dialect=DIRECT_STREAM,
+        requests=320,
+        relay_requests=640,
+        at_once=8,
+        target=2.5,
+    ),
+    Scenario(
+        name="direct-frames",
+        path="model: CPU of a chunk, burst, a write each",
+        measure="cpu_per_chunk",
+        model="bench-200-frames",
+        dialect=DIRECT_STREAM,
+        requests=160,
+        relay_requests=160,
+        at_once=8,
+        target=2.5,
+    ),
+    Scenario(
+        name="direct-spaced",
+        path="model: CPU of a chunk, one every 20 ms",
+        measure="cpu_per_chunk",
+        model="bench-50-20ms",
+        dialect=DIRECT_STREAM,
+        requests=40,
+        relay_requests=40,
+        at_once=20,
+        target=1.6,
+    ),
+    Scenario(
+        name="direct-latency",
+        path="model: time added to a request",
+        measure="added_latency",
+        model="bench-20",
+        dialect=DIRECT,
+        requests=60,
+        relay_requests=60,
+        at_once=1,
+    ),
+    Scenario(
+        name="direct-memory",
+        path="model: memory of an open stream",
+        measure="memory_per_stream",
+        model="bench-2-60000ms",
+        dialect=DIRECT_STREAM,
+        requests=200,
+        relay_requests=200,
+        at_once=200,
+        rounds=2,
+    ),
     Scenario(
         name="request",
         path="agent: CPU of a request of 20 tokens",

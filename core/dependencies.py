@@ -54,9 +54,19 @@ def require(scope: Scope) -> Callable[[HTTPConnection], Awaitable[Principal]]:
     """
 
     async def holder(connection: HTTPConnection) -> Principal:
-        caller = await current_user(connection)
-        if not caller.may(scope):
-            raise Forbidden(f"The scope '{scope.value}' is needed.", code="missing_scope")
-        return caller
+        return await holder_of(scope, connection)
 
     return holder
+
+
+async def holder_of(scope: Scope, connection: HTTPConnection) -> Principal:
+    """The caller, who holds `scope` (or is an admin).
+
+    Raises:
+        Unauthenticated: no good credential.
+        Forbidden: they do not hold it.
+    """
+    caller = await current_user(connection)
+    if not caller.may(scope):
+        raise Forbidden(f"The scope '{scope.value}' is needed.", code="missing_scope")
+    return caller

@@ -109,13 +109,19 @@ class ProviderClient:
         Raises:
             RouteurError: of the upstream kinds, InvalidRequest or ModelNotFound.
         """
+        return (await self.post_for_bytes(path, payload, model=model))[1]
+
+    async def post_for_bytes(
+        self, path: str, payload: Mapping[str, Any], *, model: str = ""
+    ) -> tuple[bytes, dict[str, Any]]:
+        """The whole answer as it came, and as JSON. Raises as `post_json`."""
         # a whole answer is silent until it is there
         async with self._answered(path, payload, model, self.deadlines.total) as (response, first, _clock):
             body = first + await self._read_whole(response)
         answer = self._json(body)
         if not isinstance(answer, dict):
             raise self.unreadable("not a JSON object")
-        return answer
+        return body, answer
 
     @asynccontextmanager
     async def stream_lines(

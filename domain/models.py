@@ -63,6 +63,21 @@ class CompletionRequest(BaseModel):
         return chosen_parameters(self.temperature, self.max_tokens, self.response_format)
 
 
+class TunedCompletion(CompletionRequest):
+    """The same, with what other dialects may set besides."""
+
+    top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
+    stop: Annotated[tuple[str, ...], Field(max_length=8)] = ()
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+
+    @property
+    def parameters(self) -> ModelParameters:
+        """What the caller set of the model's parameters."""
+        names = ("temperature", "max_tokens", "top_p", "stop", "seed", "response_format")
+        given = {name: value for name in names if (value := getattr(self, name)) not in (None, ())}
+        return ModelParameters.model_construct(_fields_set=set(given), **given)
+
+
 class CompletionResult(BaseModel):
     """The whole answer. `model` is what served it; `usage` None means that the provider did not tell."""
 

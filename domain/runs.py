@@ -171,7 +171,8 @@ class SimplePart:
 
 @dataclass(slots=True)
 class RunStart:
-    """A run that begins, with what it was asked. `new_session` makes its session too; else it must exist."""
+    """A run that begins, with what it was asked. `new_session` makes its session too; else it must exist. `request` is
+    what else its door wants to know of it later."""
 
     id: str
     owner_id: str
@@ -187,6 +188,7 @@ class RunStart:
     lease_until: datetime
     worker: str
     title: str = ""
+    request: dict[str, Any] | None = None
 
 
 @dataclass(slots=True)

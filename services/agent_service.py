@@ -5,10 +5,8 @@ after that a failure is an event. invoke is stream, collected.
 """
 
 import asyncio
-import logging
 from collections import OrderedDict, defaultdict
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol, TypeAlias
@@ -21,19 +19,17 @@ from langgraph.graph.state import CompiledStateGraph
 from langgraph.runtime import RunControl
 
 from config.settings import AgentSettings
-from core.metrics import Metrics
 from domain.agents import ModelParameters
 from domain.auth import Principal
 from domain.background import RunParameters
 from domain.enums import Role, SessionKind
-from domain.errors import Conflict, Forbidden, InternalError, RateLimited, Unavailable
+from domain.errors import Conflict, Forbidden, InternalError, Unavailable
 from domain.events import (
     AgentEvent,
     Envelope,
     RunCancelled,
     RunFinished,
 )
-from domain.formats import ResponseFormat
 from domain.messages import Message
 from domain.models import CompletionRequest, CompletionResult
 from domain.ports import RecordStore
@@ -45,17 +41,16 @@ from services.agent_messages import from_records, question_of, to_langchain, to_
 from services.agent_registry import AgentRegistry, RegisteredAgent
 from services.agent_stream import RunStream
 from services.llm_service import LLMService
+from services.open_runs import OpenRuns
 from services.run_recorder import Asked, Book, RunRecorder
 from services.session_service import require_session
 
-logger = logging.getLogger(__name__)
-
-_BUSY_RETRY = 1.0  # seconds; runs end all the time
 _BUILD_LIMIT = 30.0  # seconds that an agent's builder may take
 
 Graph = CompiledStateGraph[Any, Any, Any, Any]
 Saver: TypeAlias = BaseCheckpointSaver[Any]
-_Key = tuple[str, str, float | None, int | None, str | None, bool]  # agent, model, what a caller may set, durable
+#: Agent, model, what a caller may set (temperature, max_tokens, top_p, stop, seed, schema), durable.
+_Key = tuple[str, str, float | None, int | None, float | None, tuple[str, ...], int | None, str | None, bool]
 _HISTORY_PAGE = 1_000
 
 
@@ -70,12 +65,6 @@ class _Compiled:
 class ModelWish(Protocol):
     """How a caller wants the model to be asked."""
 
-    @property
-    def temperature(self) -> float | None: ...
-    @property
-    def max_tokens(self) -> int | None: ...
-    @property
-    def response_format(self) -> ResponseFormat | None: ...
     @property
     def parameters(self) -> ModelParameters: ...
 
@@ -101,7 +90,7 @@ class AgentService:
         self,
         llm: LLMService,
         registry: AgentRegistry,
-        metrics: Metrics,
+        runs: OpenRuns,
         settings: AgentSettings,
         *,
         store: RecordStore,
@@ -113,18 +102,16 @@ class AgentService:
         self._checkpoints = checkpoints
         self._llm = llm
         self._registry = registry
-        self._metrics = metrics
         self._settings = settings
         self._graphs: OrderedDict[_Key, _Compiled] = OrderedDict()
-        self._open = 0
-        self._quiet = asyncio.Event()
+        self._runs = runs
         self._building: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)  # by agent
         self.compiled = 0
 
     @property
     def open_runs(self) -> int:
         """Runs that are going on in this process."""
-        return self._open
+        return self._runs.count
 
     @property
     def kept(self) -> int:
@@ -133,10 +120,7 @@ class AgentService:
 
     async def aclose(self, within: float = 2.0) -> None:
         """Wait until the runs that are being stopped are written down; `within` that many seconds."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(within):
-                while self._open:
-                    await self._quiet.wait()
+        await self._runs.wait_for_silence(within)
 
     async def invoke(self, request: CompletionRequest, caller: Principal) -> CompletionResult:
         """The whole answer.
@@ -180,8 +164,7 @@ class AgentService:
         """
         resolved = await self.resolve(request.agent, request.model, request.session_id, caller)
         agent, model, session = resolved.agent, resolved.model, resolved.session
-        if self._open >= self._settings.max_concurrent_runs:
-            raise RateLimited("Too many runs at once; try again in a moment.", retry_after=_BUSY_RETRY)
+        self._runs.check_room()
         compiled = await self._graph(agent, model, request)
         asked = to_langchain(request.messages or [Message(role=Role.USER, content=request.message or "")])
         book = await self._begin(request, caller, resolved, asked)
@@ -210,7 +193,7 @@ class AgentService:
             session_id=book.session_id,
             book=book,
             durability="exit" if compiled.checkpointed else None,
-            on_start=self._started,
+            on_start=self._runs.started,
             on_end=self._ended,
         )
         self._recorder.follow(run)
@@ -264,14 +247,14 @@ class AgentService:
         given: Any = None
         conversation: list[BaseMessage] = []
         if mark is None or past is None:
-            later = await self._stored(session_id, book.begun.first_index - 1)
+            later = await self.stored(session_id, book.begun.first_index - 1)
             asked = from_records([raw for raw in later if raw.run_id == run.id])
             conversation = [*await self._earlier(agent, book.begun, compiled.checkpointed), *asked]
             given = {**(wish.state or {}), "messages": conversation}
             if past is not None:
                 past.cut, past.dropped = all_texts(told), list(past.laws.open_tools)
         else:
-            known = {message.id for message in from_records(await self._stored(session_id, -1))}
+            known = {message.id for message in from_records(await self.stored(session_id, -1))}
             snapshot = await compiled.graph.aget_state(config)
             given = recall(past, told, snapshot, known, answers)
             await book.went_on_from(mark)
@@ -291,11 +274,11 @@ class AgentService:
             past=past,
             control=RunControl(),
             background=True,
-            on_start=self._started,
+            on_start=self._runs.started,
             on_end=self._ended,
         )
 
-    async def _stored(self, session_id: str, after: int, before: int | None = None) -> list[RawMessage]:
+    async def stored(self, session_id: str, after: int, before: int | None = None) -> list[RawMessage]:
         """A session's messages between two indexes, both left out; without `before`, to the end."""
         stored: list[RawMessage] = []
         async with self._store.reading() as work:
@@ -333,7 +316,7 @@ class AgentService:
         after = begun.synced - 1 if checkpointed else -1
         if not checkpointed and agent.spec.memory.max_messages is not None:
             after = max(after, begun.first_index - 1 - agent.spec.memory.max_messages)
-        return from_records(await self._stored(begun.session_id, after, begun.first_index))
+        return from_records(await self.stored(begun.session_id, after, begun.first_index))
 
     def _agent(self, key: str, caller: Principal) -> RegisteredAgent:
         agent = self._registry.get(key)
@@ -343,20 +326,23 @@ class AgentService:
 
     async def _graph(self, agent: RegisteredAgent, model: str, wish: ModelWish, *, durable: bool = False) -> _Compiled:
         """The compiled graph; a durable one keeps a checkpoint of every step, so that its runs can go on elsewhere."""
-        wanted = wish.response_format
-        schema = wanted.model_dump_json() if wanted else None
-        key = (agent.id, model, wish.temperature, wish.max_tokens, schema, durable)
+        asked = wish.parameters
+        schema = asked.response_format.model_dump_json() if asked.response_format else None
+        key = (
+            *(agent.id, model, asked.temperature, asked.max_tokens, asked.top_p, asked.stop, asked.seed, schema),
+            durable,
+        )
         compiled = self._graphs.get(key)
         if compiled is not None:
             self._graphs.move_to_end(key)
             return compiled
         # One at a time of each agent, and whoever has waited finds it made; a slow builder holds up no other agent.
         async with self._building[agent.id]:
-            return self._graphs.get(key) or await self._build(key, agent, wish)
+            return self._graphs.get(key) or await self._build(key, agent, asked)
 
-    async def _build(self, key: _Key, agent: RegisteredAgent, wish: ModelWish) -> _Compiled:
+    async def _build(self, key: _Key, agent: RegisteredAgent, asked: ModelParameters) -> _Compiled:
         self.compiled += 1
-        llm = self._llm.get_llm(key[1], parameters=agent.spec.parameters.merged(wish.parameters))
+        llm = self._llm.get_llm(key[1], parameters=agent.spec.parameters.merged(asked))
         durable = key[-1]
         graph = await self._compile(agent, llm, await self._checkpoints.saver() if durable else None)
         keeps = agent.spec.memory.kind == "session" and remembers_more(graph)
@@ -379,23 +365,5 @@ class AgentService:
                 param="agent",
             ) from error
 
-    def _started(self) -> None:
-        self._open += 1
-        self._quiet.clear()
-        self._metrics.runs_open.set(self._open)
-
     def _ended(self, stream: RunStream, terminal: AgentEvent | None, seconds: float) -> None:
-        self._open -= 1
-        if not self._open:
-            self._quiet.set()
-        self._metrics.runs_open.set(self._open)
-        if terminal is not None and not stream.gone:
-            self._metrics.run_ended(stream.agent, terminal.kind.removeprefix("run."), seconds)
-        for call in stream.calls:
-            self._metrics.model_called(call.model, call.usage)
-        outcome = terminal.kind if terminal else f"paused: {stream.paused.why if stream.paused else 'gone'}"
-        logger.info(
-            "run ended" if terminal else "run paused",
-            extra={"run_id": stream.run_id, "agent": stream.agent, "model": stream.model, "outcome": outcome,
-                   "seconds": round(seconds, 3)},
-        )  # fmt: skip
+        self._runs.ended(stream, terminal, seconds, stream.paused.why if stream.paused else "gone")

@@ -16,8 +16,10 @@ from services.agent_service import AgentService
 from services.api_key_service import ApiKeyService
 from services.auth_service import AuthService
 from services.background import Background, open_background, open_signals
+from services.direct_service import DirectService
 from services.idempotency_service import IdempotencyService
 from services.llm_service import LLMService, open_llm_service
+from services.open_runs import OpenRuns
 from services.retention_service import RetentionService
 from services.run_events import RunEvents
 from services.run_recorder import RunRecorder, open_recorder
@@ -41,6 +43,7 @@ class Services:
     tools: ToolRegistry
     registry: AgentRegistry
     agents: AgentService
+    direct: DirectService
     records: RecordStore
     recorder: RunRecorder
     sessions: SessionService
@@ -87,10 +90,12 @@ async def open_services(
         signals = await stack.enter_async_context(open_signals(settings, database))
         events = RunEvents(records, signals)
         recorder = await stack.enter_async_context(open_recorder(records, llm.price, settings.runs.max_crashes))
+        runs = OpenRuns(metrics, settings.agents.max_concurrent_runs)
         agents = AgentService(
-            llm, registry, metrics, settings.agents, store=records, recorder=recorder, checkpoints=checkpoints
+            llm, registry, runs, settings.agents, store=records, recorder=recorder, checkpoints=checkpoints
         )
         stack.push_async_callback(agents.aclose)
+        direct = DirectService(llm, agents, runs, records, recorder)
         idempotency = IdempotencyService(database)
         ring = KeyRing.from_settings(settings.security, settings.storage.data_dir)
         background = None
@@ -112,6 +117,7 @@ async def open_services(
             tools=tools,
             registry=registry,
             agents=agents,
+            direct=direct,
             records=records,
             recorder=recorder,
             sessions=SessionService(records, recorder, checkpoints, registry),

@@ -24,6 +24,7 @@ from domain.models import Abilities, ModelInfo, ModelList, ProviderInfo
 from domain.usage import Price
 from services.llm_providers.base import BaseProvider, ListedModel, ProviderConfig
 from services.local_servers import CANDIDATES, Candidate, find_local_servers
+from services.model_router import ModelRouter
 from services.provider_configs import EMBEDDED, configured_providers, found_on_this_machine
 
 logger = logging.getLogger(__name__)
@@ -70,6 +71,7 @@ class LLMService:
         self._providers: dict[str, BaseProvider] = {}
         self._listings: dict[str, _Listing] = {}
         self._listing: dict[str, asyncio.Lock] = {}
+        self.router = ModelRouter()
 
     # -- which model --
 
@@ -171,6 +173,18 @@ class LLMService:
             raise ModelNotFound(str(model), self._known_ids())
         fallbacks = [self._build(other, chosen, []) for other in self._chain(resolved)]
         return self._build(resolved, chosen, fallbacks)
+
+    def provider_of(self, model_id: str) -> tuple[BaseProvider, str]:
+        """Who serves `provider/name` of a configured provider, and what it is called there.
+
+        Raises:
+            ModelNotFound: the provider is not configured.
+            Unavailable: the provider's package is not installed.
+        """
+        resolved = self._split(model_id)
+        if resolved is None:
+            raise ModelNotFound(model_id, self._known_ids())
+        return self._provider(resolved.provider), resolved.name
 
     def price(self, model_id: str) -> Price | None:
         """Dollars per million tokens; None: unknown."""

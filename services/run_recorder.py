@@ -24,7 +24,7 @@ from domain.auth import Principal
 from domain.background import Recovered
 from domain.enums import RunStatus, SessionKind
 from domain.errors import InternalError, RouteurError
-from domain.events import AgentEvent, RunCancelled, RunFailed, RunFinished, RunTimedOut, UsageReported
+from domain.events import AgentEvent, RunCancelled, RunFailed, RunFinished, RunId, RunTimedOut, UsageReported
 from domain.ports import RecordStore
 from domain.runs import CallCost, NewMessage, RunBegun, RunEnd, RunStart
 from domain.text import clean_text, one_line
@@ -53,6 +53,21 @@ _STATUS: dict[type[Any], RunStatus] = {
 }
 
 
+class LiveRun(Protocol):
+    """A run that somebody waits for."""
+
+    @property
+    def run_id(self) -> RunId: ...
+
+    def draft(self) -> str:
+        """What has arrived of the message that is being written."""
+        ...
+
+    def cancel(self, reason: str) -> None:
+        """End it as cancelled."""
+        ...
+
+
 @dataclass(slots=True)
 class Asked:
     """A run that is to begin."""
@@ -65,6 +80,7 @@ class Asked:
     messages: Sequence[NewMessage]
     text: str
     metadata: dict[str, Any]
+    request: dict[str, Any] | None = None
 
 
 class RunRecorder:
@@ -81,7 +97,7 @@ class RunRecorder:
         self.also_alive: Callable[[], Iterable[str]] = tuple
         self.on_recovered: Callable[[Recovered], Awaitable[None]] | None = None
         self._price = price
-        self._live: WeakValueDictionary[str, RunStream] = WeakValueDictionary()
+        self._live: WeakValueDictionary[str, LiveRun] = WeakValueDictionary()
         self._leases: dict[str, datetime] = {}
         self._drafted: dict[str, int] = {}
         self.host = re.sub(r"[^A-Za-z0-9.-]", "-", socket.gethostname())[:60] or "host"
@@ -111,6 +127,7 @@ class RunRecorder:
             lease_until=now + LEASE,
             worker=self.worker,
             title=one_line(asked.text.strip(), _TITLE_CHARS),
+            request=asked.request,
         )
         try:
             return Book(self, start, await self._store.begin_run(start))
@@ -119,7 +136,7 @@ class RunRecorder:
             self.end(never_ran(start, start.session_id, RunStatus.CANCELLED, "run_cancelled", "The caller left."))
             raise
 
-    def follow(self, run: RunStream) -> None:
+    def follow(self, run: "LiveRun") -> None:
         """Keep this run's lease alive for as long as somebody holds it."""
         self._live[run.run_id] = run
         self._leases[run.run_id] = datetime.now(UTC) + LEASE
@@ -232,6 +249,15 @@ class Totals:
     unpriced: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a run has told: `events` as `run_story.Story.dump` gives them."""
+
+    events: str
+    first_seq: int
+    last_seq: int
+
+
 class Started(Protocol):
     """A run that has begun."""
 
@@ -281,28 +307,46 @@ class Book:
             if text and message_id not in run.brought:
                 messages.append(partial_record(message_id, text, terminal.kind, run.model, now))
                 output = text
-        code, message = _error_of(terminal)
         calls = [*(run.past.calls if run.past else ()), *run.calls]
-        first_seq = run.past.last_seq + 1 if run.past else 1
+        told = Told(run.story.dump(), run.past.last_seq + 1 if run.past else 1, run.story.last_seq)
+        return self.end_of(terminal, run.model, output, messages, calls, told, now)
+
+    def end_of(
+        self,
+        terminal: AgentEvent,
+        model: str,
+        output: str,
+        messages: list[NewMessage],
+        calls: Iterable[UsageReported],
+        told: "Told",
+        now: datetime,
+    ) -> RunEnd:
+        """What is written of a run that ended like this."""
+        code, message = _error_of(terminal)
+        finished = isinstance(terminal, RunFinished)
         return RunEnd(
             id=self.run_id,
             owner_id=self._start.owner_id,
             session_id=self.session_id,
             agent=self._start.agent,
             status=_STATUS[type(terminal)],
-            model=clean_text(run.model)[:_MODEL_CHARS],
+            model=clean_text(model)[:_MODEL_CHARS],
             output=clean_text(output) if output else ("" if finished else None),
             finish_reason=terminal.finish_reason.value if isinstance(terminal, RunFinished) else None,
             error_code=code,
             error_message=message,
             messages=messages,
             calls=costs_of(calls),
-            events=run.story.dump(),
-            first_seq=first_seq,
-            last_seq=run.story.last_seq,
+            events=told.events,
+            first_seq=told.first_seq,
+            last_seq=told.last_seq,
             completed_at=now,
             synced=finished and self.checkpointed,
         )
+
+    def write(self, end: RunEnd) -> Awaitable[bool]:
+        """Write it. Begun when called; durable when awaited."""
+        return self._recorder.end(end)
 
     async def abandon(self, error: BaseException) -> None:
         """It could not even start: end it, so that the session is free again."""

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Protocol
+from uuid import UUID, uuid5
 
 from uuid_utils import uuid7
 
@@ -41,6 +42,7 @@ from services.foreign_runs import ForeignRun, ForeignRuns, foreign_message
 from services.message_transformer import MessageTransformer
 from services.run_recorder import RunRecorder
 
+_CHATS = UUID("6d0f6a55-0f0e-5a53-9d0b-3f1f1f0c7a11")  # the name space of chats that clients count themselves
 _PAGE = 1_000  # rows read at once while a whole session is walked
 _FIRST_PAGE = 100  # lines that `get_session` shows
 _TITLE_CHARS = 200
@@ -88,8 +90,11 @@ class SessionService:
         self._agents = agents
         self._transformer = MessageTransformer()
 
-    async def create(self, new: NewSession, caller: Principal) -> SessionInfo:
+    async def create(self, new: NewSession, caller: Principal, *, session_id: str | None = None) -> SessionInfo:
         """An empty session.
+
+        Args:
+            session_id: the id that it gets.
 
         Raises:
             AgentNotFound: there is no such agent, or no such member of the team.
@@ -103,7 +108,7 @@ class SessionService:
             self._agents.kind_of(member)
         now = datetime.now(UTC)
         session = Session(
-            id=str(uuid7()),
+            id=session_id or str(uuid7()),
             owner_id=caller.user_id,
             kind=new.kind or kind,
             agent=agent,
@@ -118,6 +123,24 @@ class SessionService:
         async with self._store.unit_of_work() as work:
             await work.sessions.create_session(session)
         return SessionInfo.of(session)
+
+    async def of_chat(self, chat_id: str, agent: str, caller: Principal) -> str:
+        """The caller's session for a chat that their client counts by ids of its own; made when it is new.
+
+        Raises:
+            AgentNotFound, Forbidden: as `create`.
+        """
+        session_id = str(uuid5(_CHATS, f"{caller.user_id}:{chat_id}"))
+        async with self._store.reading() as work:
+            if await work.sessions.owned(session_id, caller.user_id) is not None:
+                return session_id
+        try:
+            await self.create(NewSession(agent=agent), caller, session_id=session_id)
+        except Exception:
+            async with self._store.reading() as work:
+                if await work.sessions.owned(session_id, caller.user_id) is None:
+                    raise  # else somebody made it at the same moment
+        return session_id
 
     # -- reading --
 

@@ -8,6 +8,9 @@ from typing import TypeVar
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from api.streaming.sse import HEARTBEAT
+from services.silence import SilenceBell
+
 T = TypeVar("T")
 
 _HEADERS = {
@@ -29,12 +32,22 @@ class EventStreamResponse(Response):
 
     When the client leaves, `chunks` is closed at once, also while it waits: whatever it holds (a run, a provider's
     connection) ends with it. A slow client makes `send` wait, and `chunks` is simply not asked for more.
+
+    Args:
+        heartbeat: send a comment after that many seconds of silence, where `chunks` does not do so itself.
     """
 
-    def __init__(self, chunks: AsyncGenerator[bytes], headers: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        chunks: AsyncGenerator[bytes],
+        headers: Mapping[str, str] | None = None,
+        *,
+        heartbeat: float | None = None,
+    ) -> None:
         super().__init__(headers={**_HEADERS, **(headers or {})})
         del self.headers["content-length"]
         self._chunks = chunks
+        self._heartbeat = heartbeat
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Stream until the end or until the client leaves."""
@@ -48,10 +61,39 @@ class EventStreamResponse(Response):
             raise
 
     async def _send_all(self, send: Send) -> None:
-        async with aclosing(self._chunks) as chunks:
-            async for chunk in chunks:
-                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        bell = None if self._heartbeat is None else _Heart(send, self._heartbeat)
+        try:
+            async with aclosing(self._chunks) as chunks:
+                async for chunk in chunks:
+                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                    if bell is not None:
+                        bell.postpone()
+        finally:
+            if bell is not None:
+                bell.cancel()
         await send(_END)
+
+
+class _Heart(SilenceBell):
+    """Beats while nothing is said."""
+
+    def __init__(self, send: Send, seconds: float) -> None:
+        super().__init__(asyncio.get_running_loop(), seconds, self._beat)
+        self._send = send
+        self._beating: asyncio.Task[None] | None = None
+
+    def cancel(self) -> None:
+        """Stand still."""
+        super().cancel()
+        if self._beating is not None:
+            self._beating.cancel()
+
+    def _beat(self) -> None:
+        if self._beating is None or self._beating.done():  # else a client that does not read has one waiting
+            self._beating = asyncio.create_task(self._say())
+
+    async def _say(self) -> None:
+        await self._send({"type": "http.response.body", "body": HEARTBEAT, "more_body": True})
 
 
 async def while_connected(receive: Receive, work: Awaitable[T]) -> T:

@@ -97,9 +97,9 @@ _SIMPLE = insert_into(
 )
 _RUN = (
     "INSERT INTO runs (id, owner_id, session_id, kind, agent, model, status, input, metadata, estimated, calls,"
-    " unmeasured_calls, unpriced_calls, created_at, started_at, updated_at, lease_until, worker)"
+    " unmeasured_calls, unpriced_calls, created_at, started_at, updated_at, lease_until, worker, request)"
     " VALUES (:id, :owner_id, :session_id, :kind, :agent, :model, 'running', :input, :metadata, :no, 0, 0, 0,"
-    " :at, :at, :at, :lease, :worker)"
+    " :at, :at, :at, :lease, :worker, :request)"
 )
 _RUN_METADATA = insert_into("run_metadata", "run_id", "key", "value", "owner_id", "created_at")
 _SESSION_METADATA = insert_into("session_metadata", "session_id", "key", "value", "owner_id")
@@ -190,6 +190,7 @@ def begin_run(codec: Codec, start: RunStart) -> Script[RunBegun]:
             "at": at,
             "lease": codec.moment(start.lease_until),
             "worker": start.worker,
+            "request": None if start.request is None else orjson.dumps(start.request).decode(),
         },
     )
     yield from _write_messages(codec, start.session_id, begun.first_index, start.messages, start.id)

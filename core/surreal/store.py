@@ -73,6 +73,7 @@ class SurrealStore:
                 updated_at=start.created_at,
                 lease_until=start.lease_until,
                 worker=start.worker,
+                request=start.request,
             )
             await work.runs.create(run)
             count = session.message_count + len(start.messages)

@@ -1,8 +1,10 @@
 """What `LLMService` asks of a provider. Each vendor file defines one class, `Provider`, that does this."""
 
 from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from langchain_core.language_models.chat_models import BaseChatModel
 from pydantic import SecretStr
@@ -10,6 +12,7 @@ from pydantic import SecretStr
 from core.http import Deadlines, ProviderClient
 from domain.agents import ModelParameters
 from domain.models import Abilities
+from services.llm_providers.wire.completions import COMPATIBLE, Vendor
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +43,15 @@ class ListedModel:
 
 
 class BaseProvider(ABC):
-    """One provider: its client and the chat models it makes."""
+    """One provider: its client and the chat models it makes.
+
+    Attributes:
+        vendor: what its chat completions take, asked directly.
+        completions_path: where they are, below its address.
+    """
+
+    vendor: ClassVar[Vendor] = COMPATIBLE
+    completions_path: ClassVar[str] = "/chat/completions"
 
     def __init__(self, config: ProviderConfig) -> None:
         self.config = config
@@ -69,6 +80,26 @@ class BaseProvider(ABC):
         Raises:
             RouteurError: it does not answer.
         """
+
+    # -- a caller's own body, without LangChain between (`services/direct_service.py`) --
+
+    def completions_body(self, name: str, asked: Mapping[str, Any], *, streamed: bool) -> dict[str, Any]:
+        """A chat completions body as this vendor wants it.
+
+        Raises:
+            InvalidRequest: a parameter that this vendor does not take; `param` names it.
+        """
+        return self.vendor.body(name, asked, streamed=streamed, running_usage=self.config.running_usage)
+
+    async def completion(self, body: dict[str, Any], model: str) -> tuple[bytes, dict[str, Any]]:
+        """The whole answer to `completions_body`, as it came and as JSON. Raises as `ProviderClient.post_json`."""
+        return await self.client.post_for_bytes(self.completions_path, body, model=model)
+
+    def completion_lines(
+        self, body: dict[str, Any], model: str
+    ) -> AbstractAsyncContextManager[AsyncIterator[list[bytes]]]:
+        """The streamed answer, as `ProviderClient.stream_lines` gives it."""
+        return self.client.stream_lines(self.completions_path, body, model=model)
 
     async def aclose(self) -> None:
         """Close its connections."""

@@ -12,6 +12,7 @@ from domain.errors import InvalidRequest
 from domain.models import Abilities
 from services.llm_providers.base import BaseProvider, ListedModel
 from services.llm_providers.wire.answer import counted
+from services.llm_providers.wire.completions import MISTRAL
 from services.llm_providers.wire.listing import listed_entries
 from services.llm_providers.wire.parameters import given
 from services.llm_providers.wire.routed import RoutedChat
@@ -44,6 +45,8 @@ class MistralChat(CompletionsChat, ChatMistralAI):  # type: ignore[misc] # its _
 
 class Provider(BaseProvider):
     """Mistral AI, or whatever stands at MISTRAL_BASE_URL."""
+
+    vendor = MISTRAL
 
     def chat_model(self, name: str, parameters: ModelParameters, fallbacks: list[BaseChatModel]) -> BaseChatModel:
         """ChatMistralAI, sending through our client."""

@@ -6,20 +6,24 @@ and counts tokens, so that everything around a model can be seen at work; it und
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator, Sequence
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, cast
 
 import orjson
 from langchain_core.language_models.chat_models import BaseChatModel
-from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage, convert_to_messages
 from langchain_core.runnables import Runnable
 from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
+from uuid_utils import uuid7
 
 from domain.agents import ModelParameters
 from domain.models import Abilities
 from domain.usage import Usage
 from services.llm_providers.base import BaseProvider, ListedModel
 from services.llm_providers.wire.answer import Answer, Delta, Fragment
+from services.llm_providers.wire.completions import OFFLINE
 from services.llm_providers.wire.parameters import given
 from services.llm_providers.wire.routed import RoutedChat
 
@@ -98,9 +102,32 @@ class OfflineChat(RoutedChat):
 class Provider(BaseProvider):
     """The models inside the house."""
 
+    vendor = OFFLINE
+
     def chat_model(self, name: str, parameters: ModelParameters, fallbacks: list[BaseChatModel]) -> BaseChatModel:
         """The model of rules; it takes every parameter and heeds `max_tokens` and `stop`."""
         return OfflineChat(routeur_id=f"offline/{name}", **given(parameters, max_tokens="max_tokens", stop="stop"))
+
+    async def completion(self, body: dict[str, Any], model: str) -> tuple[bytes, dict[str, Any]]:
+        """One whole answer, as OpenAI's wire says it."""
+        answer, deltas = _asked_directly(body, model)
+        for delta in deltas:
+            answer.add(delta)
+        message: dict[str, Any] = {"role": "assistant", "content": answer.text or None, "refusal": None}
+        if answer.calls:
+            message["tool_calls"] = [_wire_call(call) for call in answer.calls.values()]
+        whole = {
+            **_head(model, "chat.completion"),
+            "choices": [{"index": 0, "message": message, "finish_reason": answer.finish, "logprobs": None}],
+            "usage": _wire_usage(answer.usage),
+        }
+        return orjson.dumps(whole), whole
+
+    @asynccontextmanager
+    async def completion_lines(self, body: dict[str, Any], model: str) -> AsyncIterator[AsyncIterator[list[bytes]]]:
+        """The same, in pieces."""
+        answer, deltas = _asked_directly(body, model)
+        yield _told(_head(model, "chat.completion.chunk"), answer, deltas)
 
     async def list_models(self, within: float) -> list[ListedModel]:
         """The one there is."""
@@ -112,6 +139,56 @@ class Provider(BaseProvider):
                 abilities=Abilities(streaming=True, tools=True, vision=False, json_schema=True, reasoning=False),
             )
         ]
+
+
+def _asked_directly(body: dict[str, Any], model: str) -> tuple[Answer, list[Delta]]:
+    """The pieces of the answer to a chat completions body."""
+    llm = OfflineChat(routeur_id=model, max_tokens=body.get("max_tokens"))
+    stop = body.get("stop")
+    answer = Answer()
+    return answer, llm._compose(
+        answer,
+        convert_to_messages(body["messages"]),
+        [stop] if isinstance(stop, str) else stop,
+        {name: body.get(name) for name in ("tools", "tool_choice", "response_format")},
+    )
+
+
+async def _told(head: dict[str, Any], answer: Answer, deltas: list[Delta]) -> AsyncIterator[list[bytes]]:
+    def line(choices: list[dict[str, Any]], **more: Any) -> list[bytes]:
+        return [b"data: " + orjson.dumps({**head, "choices": choices, **more})]
+
+    def choice(delta: dict[str, Any], finish: str | None = None) -> list[dict[str, Any]]:
+        return [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}]
+
+    yield line(choice({"role": "assistant", "content": ""}))
+    for delta in deltas:
+        if delta.fragments:
+            calls = [{"index": part.index, **_wire_call(part)} for part in delta.fragments]
+            yield line(choice({"tool_calls": calls}))
+        else:
+            yield line(choice({"content": delta.text}))
+        await asyncio.sleep(0)  # others have their turn
+    yield line(choice({}, answer.finish)) + line([], usage=_wire_usage(answer.usage)) + [b"data: [DONE]"]
+
+
+def _head(model: str, kind: str) -> dict[str, Any]:
+    return {"id": f"chatcmpl-{uuid7().hex}", "object": kind, "created": int(time.time()), "model": model}
+
+
+def _wire_call(call: Fragment) -> dict[str, Any]:
+    call_id = call.id or f"call_{uuid7().hex}"
+    return {"id": call_id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+
+
+def _wire_usage(usage: Usage | None) -> dict[str, int] | None:
+    if usage is None:
+        return None
+    return {
+        "prompt_tokens": usage.input_tokens,
+        "completion_tokens": usage.output_tokens,
+        "total_tokens": usage.total_tokens,
+    }
 
 
 def count_tokens(text: str) -> int:

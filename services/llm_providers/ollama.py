@@ -13,6 +13,7 @@ from domain.models import Abilities
 from domain.usage import Usage
 from services.llm_providers.base import BaseProvider, ListedModel
 from services.llm_providers.wire.answer import Answer, Delta, Fragment, counted
+from services.llm_providers.wire.completions import OLLAMA
 from services.llm_providers.wire.parameters import given
 from services.llm_providers.wire.routed import RoutedChat
 from services.llm_providers.wire.wired import WiredChat
@@ -85,6 +86,9 @@ def _fragments(calls: Any, already: int) -> tuple[Fragment, ...]:
 
 class Provider(BaseProvider):
     """An Ollama server."""
+
+    vendor = OLLAMA
+    completions_path = "/v1/chat/completions"
 
     def chat_model(self, name: str, parameters: ModelParameters, fallbacks: list[BaseChatModel]) -> BaseChatModel:
         """ChatOllama, sending through our client."""

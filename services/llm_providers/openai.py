@@ -6,6 +6,7 @@ from langchain_core.language_models.chat_models import BaseChatModel
 
 from domain.agents import ModelParameters
 from services.llm_providers.base import BaseProvider, ListedModel
+from services.llm_providers.wire.completions import OPENAI
 from services.llm_providers.wire.listing import listed_entries
 from services.llm_providers.wire.openai_chat import OpenAIChat
 from services.llm_providers.wire.parameters import given
@@ -33,6 +34,8 @@ _KINDS: tuple[tuple[str, Kind | None], ...] = (
 
 class Provider(BaseProvider):
     """OpenAI, or whatever stands at OPENAI_BASE_URL."""
+
+    vendor = OPENAI
 
     def chat_model(self, name: str, parameters: ModelParameters, fallbacks: list[BaseChatModel]) -> BaseChatModel:
         """ChatOpenAI, sending through our client."""

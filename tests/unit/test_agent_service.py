@@ -26,6 +26,7 @@ from graphs.checkpointing import Checkpoints
 from services.agent_registry import AgentRegistry
 from services.agent_service import AgentService
 from services.llm_service import LLMService, open_llm_service
+from services.open_runs import OpenRuns
 from services.run_recorder import open_recorder
 from services.tool_registry import ToolRegistry
 from tests.fakes.house import house_settings
@@ -70,7 +71,8 @@ RECORD: dict[str, Any] = {}
 
 
 def service(llm: LLMService, registry: AgentRegistry, **more: object) -> AgentService:
-    return AgentService(llm, registry, Metrics(), AgentSettings.model_validate(more), **RECORD)
+    settings = AgentSettings.model_validate(more)
+    return AgentService(llm, registry, OpenRuns(Metrics(), settings.max_concurrent_runs), settings, **RECORD)
 
 
 def asking(**more: object) -> CompletionRequest:

@@ -1,11 +1,11 @@
 """An answer while it arrives: pieces in, one AIMessage out."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
-from langchain_core.messages import AIMessage, BaseMessage, InvalidToolCall, ToolCall
+from langchain_core.messages import AIMessage, InvalidToolCall, ToolCall
 from langchain_core.messages.ai import InputTokenDetails, OutputTokenDetails, UsageMetadata
 from uuid_utils import uuid7
 
@@ -89,22 +89,27 @@ class Answer:
 
     def message(self, message_id: str, routeur_id: str) -> AIMessage:
         """The whole of it as LangChain's message."""
-        calls, invalid = self._tool_calls()
-        message = AIMessage(
-            self.text,
-            id=message_id,
-            tool_calls=calls,
-            invalid_tool_calls=invalid,
-            usage_metadata=usage_metadata(self.usage),
-            response_metadata={
+        return AIMessage(**self.fields(message_id, routeur_id))
+
+    def fields(self, message_id: str, routeur_id: str) -> dict[str, Any]:
+        """The fields of LangChain's message."""
+        calls, invalid = self._tool_calls() if self.calls else ([], [])
+        more = {"reasoning_content": "".join(self.reasonings)} if self.reasonings else {}
+        return {
+            "content": self.text,
+            "additional_kwargs": more,
+            "response_metadata": {
                 "finish_reason": self.finish_reason,
                 "model_name": self.served or routeur_id.partition("/")[2],
                 "routeur_model": routeur_id,
             },
-        )
-        if self.reasonings:
-            message.additional_kwargs["reasoning_content"] = "".join(self.reasonings)
-        return message
+            "type": "ai",
+            "name": None,
+            "id": message_id,
+            "tool_calls": calls,
+            "invalid_tool_calls": invalid,
+            "usage_metadata": usage_metadata(self.usage),
+        }
 
     def _tool_calls(self) -> tuple[list[ToolCall], list[InvalidToolCall]]:
         calls: list[ToolCall] = []
@@ -126,12 +131,15 @@ class Answer:
         return calls, invalid
 
 
-def estimated_usage(messages: Sequence[BaseMessage], answer: Answer) -> Usage:
+def estimated_usage(texts: Iterable[str], answer: Answer) -> Usage:
     """What a call that was cut has spent, as near as can be told when its provider had not said yet.
 
     Four characters are about one token, and most providers send one token in a piece: the larger count is taken.
+
+    Args:
+        texts: of the messages that were sent.
     """
-    asked = sum(len(str(message.text)) // _CHARS_PER_TOKEN + _TOKENS_PER_MESSAGE for message in messages)
+    asked = sum(len(text) // _CHARS_PER_TOKEN + _TOKENS_PER_MESSAGE for text in texts)
     fragments = [call.arguments for call in answer.calls.values()]
     characters = sum(map(len, (*answer.texts, *answer.reasonings, *fragments)))
     written = max(len(answer.texts) + len(answer.reasonings), -(-characters // _CHARS_PER_TOKEN))

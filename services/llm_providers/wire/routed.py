@@ -197,7 +197,7 @@ class RoutedChat(BaseChatModel):
             if listener is not None and not refused:
                 usage = answer.usage
                 if usage is None and answer.finish is None:  # cut: budgets must not be escaped by leaving early
-                    usage = estimated_usage(messages, answer)
+                    usage = estimated_usage((str(message.text) for message in messages), answer)
                 listener.call_finished(self.routeur_id, usage, answer.finish_reason)
 
 

@@ -1,0 +1,167 @@
+"""What all routes of /v1 share: how a body is read, who is meant by `model`, which session a call belongs to."""
+
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import orjson
+from fastapi.routing import APIRoute
+from pydantic import BaseModel, ValidationError
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from api.errors import FACES, invalid_request
+from domain.agents import AGENT_ID_PATTERN, SESSION_ID_PATTERN
+from domain.auth import Principal
+from domain.errors import InvalidRequest, UnsupportedMedia
+from services.session_service import SessionService
+
+Asked = TypeVar("Asked", bound=BaseModel)
+
+_AGENT = "agent/"
+_AGENT_ID = re.compile(AGENT_ID_PATTERN)
+_SESSION_ID = re.compile(SESSION_ID_PATTERN)
+_MAX_CHAT_ID = 200
+#: Headers in which clients name a chat of theirs: Open WebUI's own, and what LibreChat and others can be told to send.
+CHAT_ID_HEADERS = ("x-openwebui-chat-id", "x-conversation-id")
+
+
+class LeanRoute(APIRoute):
+    """A route that FastAPI documents and leaves alone: its endpoint takes the request and gives the response.
+
+    Solving dependencies and validating through FastAPI costs more than all the rest of a direct call.
+    """
+
+    def __init__(self, path: str, endpoint: Callable[[Request], Awaitable[Response]], **more: Any) -> None:
+        super().__init__(path, endpoint, **more)
+
+        async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+            response = await endpoint(Request(scope, receive))
+            await response(scope, receive, send)
+
+        self.app = answer
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Who is meant by `model`: an agent (with a model of the caller's choice), or a model itself."""
+
+    agent: str | None
+    model: str | None
+
+    def shown(self, served: str) -> str:
+        """How an answer names who gave it."""
+        return f"{_AGENT}{self.agent}@{served}" if self.agent else served
+
+
+def target_of(model: str) -> Target:
+    """`agent/<id>`, `agent/<id>@provider/name`, or a model.
+
+    Raises:
+        InvalidRequest: what stands after `agent/` is no agent's id.
+    """
+    if not model.startswith(_AGENT):
+        return Target(None, model)
+    agent, at, chosen = model.removeprefix(_AGENT).partition("@")
+    if not _AGENT_ID.fullmatch(agent) or (at and not chosen):
+        raise InvalidRequest("An agent is called as agent/<id> or agent/<id>@provider/name.", param="model")
+    return Target(agent, chosen or None)
+
+
+async def json_of(request: Request) -> dict[str, Any]:
+    """The body: a JSON object.
+
+    Raises:
+        UnsupportedMedia: it is not said to be JSON.
+        InvalidRequest: it is none.
+    """
+    if "json" not in request.headers.get("content-type", ""):
+        raise UnsupportedMedia("Send the body as application/json.", code="not_json")
+    try:
+        body = orjson.loads(await request.body())
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequest("The body is not valid JSON.", code="invalid_json") from error
+    if not isinstance(body, dict):
+        raise InvalidRequest("The body must be a JSON object.", code="invalid_json")
+    return body
+
+
+def validated(schema: type[Asked], body: Mapping[str, Any]) -> Asked:
+    """The body, checked.
+
+    Raises:
+        InvalidRequest: it does not fit; each field is named.
+    """
+    try:
+        return schema.model_validate(body)
+    except ValidationError as error:
+        raise invalid_request(error.errors(include_url=False, include_input=False, include_context=False)) from None
+
+
+def bound_session(request: Request, metadata: dict[str, Any]) -> str | None:
+    """The session that the caller names, in `X-Session-Id` or in `metadata.session_id` (which is taken out of it).
+
+    Raises:
+        InvalidRequest: two different ones, or something that can be none.
+    """
+    named = request.headers.get("x-session-id")
+    also = metadata.pop("session_id", None)
+    if named is not None and also is not None and named != also:
+        raise InvalidRequest("X-Session-Id and metadata.session_id name different sessions.", param="metadata")
+    session_id = named if named is not None else also
+    if session_id is not None and not _SESSION_ID.fullmatch(session_id):
+        raise InvalidRequest("That cannot be a session's id.", code="invalid_session_id", param="session_id")
+    return session_id
+
+
+async def session_of(
+    request: Request, metadata: dict[str, Any], sessions: SessionService, agent: str, caller: Principal
+) -> str | None:
+    """The session of this call: one of ours by its id, or that of a chat that the client counts itself.
+
+    Raises:
+        InvalidRequest: as `bound_session`.
+        RouteurError: as `SessionService.of_chat`.
+    """
+    bound = bound_session(request, metadata)
+    if bound is not None:
+        return bound
+    for header in CHAT_ID_HEADERS:
+        chat = request.headers.get(header, "").strip()
+        if chat:
+            if len(chat) > _MAX_CHAT_ID:
+                raise InvalidRequest(f"The chat id in {header} is too long.", param=header)
+            return await sessions.of_chat(chat, agent, caller)
+    return None
+
+
+def answer_headers(model: str, run_id: str, session_id: str | None, replaced: tuple[str, ...] = ()) -> dict[str, str]:
+    """What every answer says of itself: what served it, its run, its session, and who could not."""
+    headers = {"x-model": model, "x-run-id": run_id}
+    if session_id is not None:
+        headers["x-session-id"] = session_id
+    if replaced:
+        headers["x-model-replaced"] = ", ".join(replaced)
+    return headers
+
+
+def json_body(schema: type[BaseModel]) -> dict[str, Any]:
+    """For OpenAPI: the body of a route that reads it itself (`api/openapi.py` adds the schema)."""
+    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema.__name__}"}}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """What a route of /v1 may answer besides success."""
+    titles = {face.openai_status or face.status: face.title for face in reversed(list(FACES.values()))}
+    schema = {"$ref": "#/components/schemas/OpenAIError"}
+    return {
+        status: {"description": titles[status], "content": {"application/json": {"schema": schema}}}
+        for status in statuses
+    }
+
+
+#: What a call of a model or an agent may answer.
+CALL_ERRORS = error_responses(400, 401, 403, 404, 409, 413, 415, 429, 502, 503, 504)

@@ -1,0 +1,52 @@
+"""`GET /v1/models`: models and agents, as one list."""
+
+import time
+
+from fastapi import APIRouter
+
+from api.dependencies import AgentRegistryDep, LLMServiceDep
+from api.openai.door import error_responses, target_of
+from api.openai.schemas import ModelCard, ModelCards
+from core.dependencies import CurrentUser
+from domain.auth import Principal
+from services.direct_service import AGENT as DIRECT
+
+router = APIRouter(prefix="/v1/models", tags=["openai"])
+
+_SINCE = int(time.time())  # nobody tells when a model was made; clients only sort by it
+
+
+@router.get("", responses=error_responses(401))
+async def list_models(caller: CurrentUser, llm: LLMServiceDep, registry: AgentRegistryDep) -> ModelCards:
+    """Everything that this caller may name as `model`: `provider/name`, and `agent/<id>`."""
+    listed = (await llm.list_available_models()).models
+    models = [_card(one.id, one.provider) for one in listed if one.available and _may(caller, one.id)]
+    agents = [
+        _card(f"agent/{one.id}", "routeur")
+        for one in registry.list_agents()
+        if one.available
+        and one.id != DIRECT  # the models themselves are in the list
+        and (not caller.allowed_agents or one.id in caller.allowed_agents)
+    ]
+    return ModelCards(data=models + agents)
+
+
+@router.get("/{model_id:path}", responses=error_responses(400, 401, 404))
+async def get_model(model_id: str, _caller: CurrentUser, llm: LLMServiceDep, registry: AgentRegistryDep) -> ModelCard:
+    """One of them."""
+    target = target_of(model_id)
+    if target.agent is None:
+        found = await llm.get_model(model_id)
+        return _card(found.id, found.provider)
+    registry.get(target.agent)
+    if target.model is not None:
+        await llm.get_model(target.model)
+    return _card(model_id, "routeur")
+
+
+def _card(name: str, owner: str) -> ModelCard:
+    return ModelCard(id=name, created=_SINCE, owned_by=owner)
+
+
+def _may(caller: Principal, model: str) -> bool:
+    return not caller.allowed_models or model in caller.allowed_models

@@ -1,0 +1,239 @@
+"""What clients of /v1 send. Fields are OpenAI's; what a target does not honour is refused by name, later.
+
+Validation is strict (no text where a number is meant): the body is handed on as it came, so it must be right as it is.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from domain.agents import MODEL_ID_PATTERN, SESSION_ID_PATTERN
+from domain.formats import ResponseFormat
+from domain.messages import MAX_MESSAGE_CHARS
+from domain.models import MetadataKey, MetadataText
+
+Text = Annotated[str, Field(max_length=MAX_MESSAGE_CHARS)]
+ModelId = Annotated[str, Field(min_length=1, max_length=200, pattern=MODEL_ID_PATTERN)]
+Metadata = Annotated[dict[MetadataKey, MetadataText], Field(max_length=64)]
+SessionId = Annotated[str, Field(pattern=SESSION_ID_PATTERN)]
+
+
+class _Sent(BaseModel):
+    model_config = ConfigDict(frozen=True, strict=True, extra="allow")
+
+
+class TextContent(_Sent):
+    """Words."""
+
+    type: Literal["text"]
+    text: Text
+
+
+class ImageAddress(_Sent):
+    """Where a picture is."""
+
+    url: Annotated[str, Field(min_length=1, max_length=14_000_000)]
+    detail: Literal["auto", "low", "high", "original"] = "auto"
+
+
+class ImageContent(_Sent):
+    """A picture."""
+
+    type: Literal["image_url"]
+    image_url: ImageAddress
+
+
+class OtherContent(_Sent):
+    """Sound or a file, for models that take them."""
+
+    type: Literal["input_audio", "file"]
+
+
+Content = Annotated[TextContent | ImageContent | OtherContent, Field(discriminator="type")]
+Contents = Annotated[list[Content], Field(max_length=256)]
+
+
+class Instructions(_Sent):
+    """What the model is to obey."""
+
+    role: Literal["system", "developer"]
+    content: Text | Annotated[list[TextContent], Field(max_length=256)]
+    name: Annotated[str, Field(max_length=200)] | None = None
+
+
+class UserMessage(_Sent):
+    """What somebody says."""
+
+    role: Literal["user"]
+    content: Text | Contents
+    name: Annotated[str, Field(max_length=200)] | None = None
+
+
+class CalledFunction(_Sent):
+    """A function's name and its arguments: JSON text."""
+
+    name: Annotated[str, Field(min_length=1, max_length=200)]
+    arguments: Text
+
+
+class AssistantToolCall(_Sent):
+    """A call that the model asked for."""
+
+    id: Annotated[str, Field(min_length=1, max_length=200)]
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
+class RefusalContent(_Sent):
+    """What the model would not say."""
+
+    type: Literal["refusal"]
+    refusal: Text
+
+
+class AssistantMessage(_Sent):
+    """What the model said."""
+
+    role: Literal["assistant"]
+    content: (
+        Text
+        | Annotated[list[Annotated[TextContent | RefusalContent, Field(discriminator="type")]], Field(max_length=256)]
+        | None
+    ) = None
+    name: Annotated[str, Field(max_length=200)] | None = None
+    tool_calls: Annotated[list[AssistantToolCall], Field(max_length=128)] | None = None
+
+
+class ToolMessage(_Sent):
+    """What a tool answered."""
+
+    role: Literal["tool"]
+    content: Text | Annotated[list[TextContent], Field(max_length=256)]
+    tool_call_id: Annotated[str, Field(min_length=1, max_length=200)]
+
+
+ChatMessage = Annotated[Instructions | UserMessage | AssistantMessage | ToolMessage, Field(discriminator="role")]
+
+
+class StreamOptions(_Sent):
+    """What a stream tells besides the answer."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None
+
+
+class FunctionTool(_Sent):
+    """A function that the model may ask for."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,128}$")]
+    description: Text | None = None
+    parameters: dict[str, Any] | None = None
+
+
+class Tool(_Sent):
+    """A tool that the model may ask for; the caller runs it."""
+
+    type: Literal["function"]
+    function: FunctionTool
+
+
+class ChatRequest(_Sent):
+    """The body of `POST /v1/chat/completions`.
+
+    `model` is `provider/name` for a model, `agent/<id>` for an agent, `agent/<id>@provider/name` for an agent with that
+    model. Parameters that the target does not take are refused by name.
+    """
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"model": "offline/rules", "messages": [{"role": "user", "content": "Hello!"}]},
+                {"model": "agent/react", "messages": [{"role": "user", "content": "What is 6 times 7?"}]},
+            ]
+        }
+    )
+
+    model: ModelId
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=2_000)]
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
+    max_tokens: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
+    stop: str | Annotated[list[str], Field(max_length=8)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    n: Annotated[int, Field(ge=1, le=128)] | None = None
+    tools: Annotated[list[Tool], Field(max_length=512)] | None = None
+    tool_choice: Literal["none", "auto", "required", "any"] | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: ResponseFormat | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)] | None = None
+    logit_bias: dict[str, float] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    reasoning_effort: Annotated[str, Field(max_length=32)] | None = None
+    verbosity: Annotated[str, Field(max_length=32)] | None = None
+    user: Annotated[str, Field(max_length=1_000)] | None = None
+    metadata: Metadata | None = None
+    store: bool | None = None
+
+
+class ChatMessageOut(BaseModel):
+    """The answer."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str | None
+    refusal: str | None = None
+
+
+class ChatChoice(BaseModel):
+    """One of the answers."""
+
+    index: int
+    message: ChatMessageOut
+    finish_reason: Literal["stop", "length", "tool_calls", "content_filter", "function_call"]
+
+
+class ChatCompletion(BaseModel):
+    """The answer of `POST /v1/chat/completions`, as far as every target gives it."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[ChatChoice]
+
+
+class ModelCard(BaseModel):
+    """A model, or an agent, that can be called."""
+
+    id: str = Field(examples=["agent/simple"])
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str
+
+
+class ModelCards(BaseModel):
+    """All of them."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelCard]
+
+
+class ErrorBody(BaseModel):
+    """What went wrong."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class OpenAIError(BaseModel):
+    """The error body of /v1."""
+
+    error: ErrorBody

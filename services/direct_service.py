@@ -1,0 +1,413 @@
+"""Asking a model itself: the caller's own chat completions body goes to a provider, its answer comes back as it is.
+
+No graph, no LangChain: the bytes are read only as far as recording, counting and telling failures apart need it. All
+else is as with an agent: a direct call is a run of the agent `direct` in a session, limited, priced and written down.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+
+from domain.auth import Principal
+from domain.enums import FinishReason
+from domain.errors import Conflict, InternalError, RouteurError, UpstreamFailure, UpstreamTimeout
+from domain.events import AgentEvent, RunCancelled, RunFailed, RunFinished, RunId, RunTimedOut, UsageReported
+from domain.ports import RecordStore
+from domain.usage import Usage
+from services.agent_messages import from_records, new_message_id, partial_record, record_of
+from services.agent_service import AgentService
+from services.direct_answer import Block, DirectAnswer
+from services.llm_providers.base import BaseProvider
+from services.llm_providers.wire.answer import estimated_usage
+from services.llm_service import LLMService
+from services.model_router import Route
+from services.open_runs import OpenRuns
+from services.run_recorder import Asked, Book, RunRecorder, Told
+from services.session_service import require_session
+from services.wire_messages import WireMessage, to_wire, unsaid, wire_question, wire_record, wire_text
+
+AGENT = "direct"
+
+
+@dataclass(frozen=True, slots=True)
+class DirectRequest:
+    """A chat completions body as the caller sent it, checked for its shape.
+
+    Attributes:
+        body: all of it; `messages` are dictionaries that have a `role`.
+        model: what is asked for.
+        unheard: messages for this one call, put first and kept in no session.
+    """
+
+    body: Mapping[str, Any]
+    model: str
+    streamed: bool = False
+    session_id: str | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+    unheard: tuple[WireMessage, ...] = ()
+    response: dict[str, Any] | None = None
+
+
+class DirectService:
+    """Calls models directly."""
+
+    def __init__(
+        self, llm: LLMService, agents: AgentService, runs: OpenRuns, store: RecordStore, recorder: RunRecorder
+    ) -> None:
+        self.llm = llm
+        self.runs = runs
+        self._agents = agents
+        self._store = store
+        self._recorder = recorder
+
+    async def begin(self, request: DirectRequest, caller: Principal) -> "DirectRun":
+        """A call, written down, and nothing asked of a model yet.
+
+        Raises:
+            NotFound: the caller has no such session.
+            ModelNotFound: no configured provider has it.
+            Forbidden: the caller's key does not allow this model, or no direct calls.
+            Conflict: another run of the session is in progress.
+            Unavailable: the call cannot be written down.
+            RateLimited: too many runs at once.
+        """
+        resolved = await self._agents.resolve(AGENT, request.model, request.session_id, caller)
+        self.runs.check_room()
+        provider, name = self.llm.provider_of(resolved.model)
+        provider.completions_body(name, request.body, streamed=request.streamed)  # refused before it is written down
+        sent: list[WireMessage] = request.body["messages"]
+        earlier: list[WireMessage] = []
+        last = -1
+        if resolved.session is not None:
+            stored = await self._agents.stored(resolved.session.id, -1)
+            last = stored[-1].message_index if stored else -1
+            conversation = from_records(stored)
+            sent = [sent[place] for place in unsaid(conversation, sent)]
+            earlier = to_wire(conversation)
+        now = datetime.now(UTC)
+        book = await self._recorder.begin(
+            Asked(
+                caller=caller,
+                kind=resolved.kind,
+                agent=AGENT,
+                model=resolved.model,
+                session_id=request.session_id,
+                messages=[wire_record(message, now) for message in sent],
+                text=wire_question(sent),
+                metadata=request.metadata,
+                request=request.response,
+            )
+        )
+        if resolved.session is not None and book.begun.first_index != last + 1:
+            # Somebody has said something between our look and our word.
+            earlier = to_wire(from_records(await self._agents.stored(book.session_id, -1, book.begun.first_index)))
+        body = {**request.body, "messages": [*request.unheard, *earlier, *sent]}
+        run = DirectRun(self, book, body, resolved.model, self._agents.limit_of(resolved.agent), request.streamed)
+        self._recorder.follow(run)
+        return run
+
+    async def unsaid(self, session_id: str, sent: list[WireMessage], caller: Principal) -> list[int]:
+        """Which of `sent` the caller's session does not know yet (`wire_messages.unsaid`).
+
+        Raises:
+            NotFound: the caller has no such session.
+        """
+        await require_session(self._store, session_id, caller)
+        if len(sent) == 1:
+            return [0]
+        return unsaid(from_records(await self._agents.stored(session_id, -1)), sent)
+
+
+class DirectRun:
+    """One direct call: `whole()`, or `open()` and then `blocks()`. Call one of them once.
+
+    Attributes:
+        model: `provider/name` of what serves it.
+        replaced: who was asked before, and could not answer.
+        answer: everything that has arrived.
+        message_id: of the answer, in the record.
+    """
+
+    agent = AGENT
+
+    def __init__(
+        self, service: DirectService, book: Book, body: dict[str, Any], model: str, limit: float, streamed: bool
+    ) -> None:
+        self.run_id = RunId(book.run_id)
+        self.session_id = book.session_id
+        self.model = model
+        self.replaced: tuple[str, ...] = ()
+        self.message_id = new_message_id()
+        self.answer = DirectAnswer(body)
+        self.calls: list[UsageReported] = []
+        self.usage: Usage | None = None
+        self.error: RouteurError | None = None
+        self.gone = False
+        self._llm = service.llm
+        self._runs = service.runs
+        self._book = book
+        self._body = body
+        self._limit = limit
+        self._streamed = streamed
+        self._begun_at = datetime.now(UTC)
+        self._clock: asyncio.Timeout | None = None
+        self._cancelled: str | None = None
+        self._over = False
+        self._stack = AsyncExitStack()
+        self._lines: AsyncIterator[list[bytes]] | None = None
+        self._first: list[bytes] = []
+        self._provider: BaseProvider | None = None
+        self._monotonic = time.monotonic()
+        self._runs.started()
+
+    # -- services.run_recorder.LiveRun --
+
+    def draft(self) -> str:
+        """What has arrived of the answer."""
+        return self.answer.text
+
+    def cancel(self, reason: str) -> None:
+        """End it as cancelled."""
+        if self._clock is not None and self._cancelled is None and not self._over:
+            self._cancelled = reason
+            self._clock.reschedule(asyncio.get_running_loop().time())
+
+    # -- asked --
+
+    async def whole(self) -> bytes:
+        """The whole answer, as JSON; it is durable.
+
+        Raises:
+            RouteurError: what went wrong; it is written down.
+        """
+        try:
+            async with asyncio.timeout(self._limit) as self._clock:
+                raw = await self._ask_whole()
+        except BaseException as error:
+            raise await self._failed(error) from error
+        await self._written(self._finished())
+        return raw
+
+    async def open(self) -> None:
+        """Ask for a stream, and wait for its first piece: until then, failures still have a status.
+
+        Raises:
+            RouteurError: as `whole`.
+        """
+        try:
+            async with asyncio.timeout(self._limit) as self._clock:
+                await self._ask_stream()
+        except BaseException as error:
+            raise await self._failed(error) from error
+
+    async def blocks(self) -> AsyncGenerator[Block]:
+        """The answer after `open`, in pieces as they come. The last ones come when everything is durable.
+
+        Raises:
+            RouteurError: as `whole`; what arrived before stays.
+        """
+        left = self._limit - (time.monotonic() - self._monotonic)
+        failure: RouteurError | None = None
+        try:
+            async with asyncio.timeout(max(0.001, left)) as self._clock:
+                lines, self._first = self._first, []
+                while lines:
+                    block = self.answer.read(self._known_provider().client, lines)
+                    if block:
+                        yield block
+                    if self.answer.failure is not None:
+                        raise self.answer.failure
+                    if self.answer.done or self._lines is None:
+                        break
+                    lines = await anext(self._lines, [])
+                await self._stack.aclose()
+                self._check_end()
+        except BaseException as error:
+            failure = await self._failed(error)
+        if failure is not None:
+            raise failure
+        await self._written(self._finished())
+        yield self.answer.ending()
+
+    async def aclose(self) -> None:
+        """It will not be read (any more): end it, if it has not ended."""
+        if not self._over:
+            with suppress(asyncio.CancelledError):
+                await self._failed(asyncio.CancelledError())
+
+    # -- one provider after the other --
+
+    async def _ask_whole(self) -> bytes:
+        route = self._llm.router.route(self.model)
+        while True:
+            try:
+                provider, body = self._request_of(route)
+                async with asyncio.timeout(route.timeout) as clock:
+                    raw, parsed = await provider.completion(body, route.model)
+                raw = self.answer.read_whole(provider.client, raw, parsed)
+                self._check_end()
+            except TimeoutError as error:
+                self._next(route, _too_late(route) if clock.expired() else error)
+            except RouteurError as error:
+                self._next(route, error)
+            else:
+                route.succeeded()
+                return raw
+
+    async def _ask_stream(self) -> None:
+        route = self._llm.router.route(self.model)
+        while True:
+            try:
+                provider, body = self._request_of(route)
+                async with asyncio.timeout(route.timeout) as clock:
+                    self._lines = await self._stack.enter_async_context(provider.completion_lines(body, route.model))
+                    self._first = await anext(self._lines, [])
+                if not self._first:
+                    raise UpstreamFailure(f"The provider '{provider.config.name}' sent nothing.", code="upstream_cut")
+            except TimeoutError as error:
+                await self._stack.aclose()
+                self._next(route, _too_late(route) if clock.expired() else error)
+            except RouteurError as error:
+                await self._stack.aclose()
+                self._next(route, error)
+            else:
+                route.succeeded()
+                return
+
+    def _request_of(self, route: Route) -> tuple[BaseProvider, dict[str, Any]]:
+        self.model, self.replaced = route.model, route.replaced
+        provider, name = self._llm.provider_of(route.model)
+        self._provider = provider
+        return provider, provider.completions_body(name, self._body, streamed=self._streamed)
+
+    def _next(self, route: Route, error: Exception) -> None:
+        """Go on to the next one, or raise."""
+        if not isinstance(error, RouteurError) or not route.failed(error, begun=self.answer.begun):
+            raise error
+        self.answer = DirectAnswer(self._body)
+
+    def _known_provider(self) -> BaseProvider:
+        if self._provider is None:
+            raise RuntimeError("open() comes first")
+        return self._provider
+
+    def _check_end(self) -> None:
+        """Raises:
+        UpstreamFailure: it stopped without an end.
+        """
+        if self.answer.finish is None:
+            name = self._known_provider().config.name
+            raise UpstreamFailure(f"The provider '{name}' broke off in the middle.", code="upstream_cut")
+
+    # -- written down --
+
+    def _finished(self) -> RunFinished:
+        self._count(self.answer.usage)
+        finish = FinishReason(self.answer.finish_reason or "stop")
+        return RunFinished(output=self.answer.text, model=self.model, finish_reason=finish, usage=self.usage)
+
+    async def _failed(self, error: BaseException) -> RouteurError:
+        """End it badly; gives what to raise, or raises what must not be caught."""
+        self._over = True
+        if isinstance(error, TimeoutError) and self._clock is not None and self._clock.expired():
+            error = self._stopped()
+        refused = isinstance(error, RouteurError) and not self.answer.begun and self._cancelled is None
+        if not refused:  # cut: budgets must not be escaped by leaving early
+            texts = (wire_text(message) for message in self._body["messages"])
+            self._count(self.answer.usage or estimated_usage(texts, self.answer))
+        terminal = self._terminal(error)
+        writing = asyncio.ensure_future(self._end(terminal))  # begun, whoever waits for it
+        with suppress(RouteurError):
+            await self._stack.aclose()
+        if not isinstance(error, Exception):
+            raise error
+        if isinstance(error, RouteurError):
+            self.error = error
+        else:
+            self.error = InternalError()
+            self.error.__cause__ = error
+        with suppress(RouteurError):
+            await asyncio.shield(writing)
+        return self.error
+
+    def _stopped(self) -> RouteurError:
+        if self._cancelled is not None:
+            return Conflict("The run was cancelled.", code="run_cancelled")
+        return UpstreamTimeout(f"The run took longer than its limit of {self._limit:g} s.", code="run_timed_out")
+
+    def _terminal(self, error: BaseException) -> AgentEvent:
+        if self._cancelled is not None or not isinstance(error, Exception):
+            reason = self._cancelled or "the reader left, or the server stopped"
+            return RunCancelled(reason=reason, usage=self.usage)
+        known = error if isinstance(error, RouteurError) else InternalError()
+        if known.code == "run_timed_out":
+            return RunTimedOut(limit=self._limit, message=known.message, usage=self.usage)
+        return RunFailed(
+            error=known.kind.value,
+            code=known.code,
+            message=known.message,
+            retry_after=known.retry_after,
+            usage=self.usage,
+        )
+
+    def _count(self, usage: Usage | None) -> None:
+        self.usage = usage
+        self.calls.append(UsageReported(model=self.model, usage=usage))
+
+    async def _written(self, terminal: AgentEvent) -> None:
+        """Wait until the end is durable: who is told that a run has finished may rely on it."""
+        self._over = True
+        await asyncio.shield(self._end(terminal))
+
+    def _end(self, terminal: AgentEvent) -> "asyncio.Future[bool]":
+        now = datetime.now(UTC)
+        answer, messages = self.answer, []
+        output = answer.text
+        if isinstance(terminal, RunFinished):
+            data = {"type": "ai", "data": answer.fields(self.message_id, self.model)}
+            messages.append(record_of(data, now))
+        elif output:
+            messages.append(partial_record(self.message_id, output, terminal.kind, self.model, now))
+        events, last = self._story(terminal, now)
+        self._runs.ended(self, terminal, time.monotonic() - self._monotonic)
+        end = self._book.end_of(terminal, self.model, output, messages, self.calls, Told(events, 1, last), now)
+        return asyncio.ensure_future(self._book.write(end))
+
+    def _story(self, terminal: AgentEvent, now: datetime) -> tuple[str, int]:
+        """The events of this run, as `run_story.Story` would have kept them, made in one go."""
+        answer, at = self.answer, self._begun_at
+        items: list[dict[str, Any]] = [
+            {"seq": 1, "at": at, "kind": "run.started", "agent": AGENT, "model": self.model,
+             "session_id": self.session_id},
+        ]  # fmt: skip
+        seq = 2
+        thought = "".join(answer.reasonings)
+        if thought:
+            items.append(
+                {"seq": seq, "at": now, "kind": "reasoning.delta", "text": thought, "message_id": self.message_id}
+            )
+            seq += 1
+        if answer.texts:
+            text = {"kind": "text.delta", "message_id": self.message_id}
+            items.append({"seq": seq, "at": at, "pieces": answer.texts, **text})
+            seq += len(answer.texts)
+            items.append({"seq": seq, "at": now, "text": "", "done": True, **text})
+            seq += 1
+        for event in (*self.calls, terminal):
+            items.append({"seq": seq, "at": now, **event.__dict__})
+            seq += 1
+        return orjson.dumps(items, default=_plain).decode(), seq - 1
+
+
+def _plain(value: Any) -> Any:
+    return value.__dict__
+
+
+def _too_late(route: Route) -> UpstreamTimeout:
+    return UpstreamTimeout(f"The model '{route.model}' did not begin to answer within {route.timeout:g} s.")

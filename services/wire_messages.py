@@ -1,0 +1,113 @@
+"""Messages as OpenAI's clients send them: stored, told apart from what a session knows already, and sent on."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import orjson
+from langchain_core.messages import AIMessage, BaseMessage, ToolMessage, convert_to_openai_messages
+
+from domain.runs import NewMessage
+from services.agent_messages import new_message_id, record_of
+
+WireMessage = dict[str, Any]
+
+_TYPES = {"user": "human", "assistant": "ai", "system": "system", "developer": "system", "tool": "tool"}
+_KNOWN_FROM = 2  # messages that must be the same before a client is taken to send the whole conversation each time
+
+
+def wire_text(message: Mapping[str, Any]) -> str:
+    """The words of a message."""
+    content = message.get("content")
+    if isinstance(content, str):
+        return content
+    return "".join(part.get("text") or "" for part in content or () if isinstance(part, dict))
+
+
+def wire_question(messages: Sequence[Mapping[str, Any]]) -> str:
+    """What was asked: the text of the last thing that a human said."""
+    return wire_text(next((one for one in reversed(messages) if one.get("role") == "user"), messages[-1]))
+
+
+def wire_record(message: Mapping[str, Any], at: datetime) -> NewMessage:
+    """A message as it is stored: in LangChain's dictionary form, as everything that our own agents say."""
+    kind = _TYPES[message["role"]]
+    data: dict[str, Any] = {
+        "content": message.get("content") or "",
+        "additional_kwargs": {},
+        "response_metadata": {},
+        "type": kind,
+        "name": message.get("name"),
+        "id": new_message_id(),
+    }
+    if kind == "ai":
+        calls = [_stored_call(call) for call in message.get("tool_calls") or ()]
+        data["tool_calls"] = [call for call in calls if call["type"] == "tool_call"]
+        data["invalid_tool_calls"] = [call for call in calls if call["type"] != "tool_call"]
+        data["usage_metadata"] = None
+    elif kind == "tool":
+        data |= {"tool_call_id": message["tool_call_id"], "artifact": None, "status": "success"}
+    return record_of({"type": kind, "data": data}, at)
+
+
+def to_wire(messages: Iterable[BaseMessage]) -> list[WireMessage]:
+    """LangChain's messages as OpenAI's wire wants them."""
+    converted = convert_to_openai_messages(list(messages))
+    return converted if isinstance(converted, list) else [converted]
+
+
+def unsaid(stored: Sequence[BaseMessage], sent: Sequence[WireMessage]) -> list[int]:
+    """Which of `sent`, by place, a session does not know yet.
+
+    Some clients send only what is new; most send the whole conversation each time. Who repeats how the session began
+    (two messages or more) is of the second kind: as much as is the same is left out, and so are system messages that
+    are stored already. Asked for the same answer again, the last question is new once more.
+    """
+    known = [_key_of_stored(message) for message in stored if message.type != "system"]
+    spoken = [place for place, message in enumerate(sent) if not _is_rule(message)]
+    same = 0
+    for mine, place in zip(known, spoken, strict=False):
+        if mine != _key_of(sent[place]):
+            break
+        same += 1
+    if same < _KNOWN_FROM:
+        return list(range(len(sent)))
+    rules = {str(message.text) for message in stored if message.type == "system"}
+    said = set(spoken[:same]) | {
+        place for place, message in enumerate(sent) if _is_rule(message) and wire_text(message) in rules
+    }
+    new = [place for place in range(len(sent)) if place not in said]
+    if any(not _is_rule(sent[place]) for place in new):
+        return new
+    last = max((place for place, message in enumerate(sent) if message["role"] == "user"), default=len(sent) - 1)
+    return list(range(last, len(sent)))
+
+
+def _is_rule(message: WireMessage) -> bool:
+    return message["role"] in ("system", "developer")
+
+
+def _key_of_stored(message: BaseMessage) -> tuple[Any, ...]:
+    if isinstance(message, ToolMessage):
+        return ("tool", message.tool_call_id)
+    calls = tuple(call["id"] for call in message.tool_calls) if isinstance(message, AIMessage) else ()
+    return (message.type, str(message.text), calls)
+
+
+def _key_of(message: WireMessage) -> tuple[Any, ...]:
+    if message["role"] == "tool":
+        return ("tool", message["tool_call_id"])
+    calls = tuple(call.get("id") for call in message.get("tool_calls") or ())
+    return (_TYPES[message["role"]], wire_text(message), calls)
+
+
+def _stored_call(call: Mapping[str, Any]) -> dict[str, Any]:
+    function = call.get("function") or call.get("custom") or {}
+    name, text = function.get("name") or "", function.get("arguments") or function.get("input") or ""
+    try:
+        arguments = orjson.loads(text or "{}")
+    except orjson.JSONDecodeError:
+        arguments = None
+    if isinstance(arguments, dict) and name:
+        return {"name": name, "args": arguments, "id": call.get("id"), "type": "tool_call"}
+    return {"name": name, "args": text, "id": call.get("id"), "error": "not a JSON object", "type": "invalid_tool_call"}
