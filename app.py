@@ -25,8 +25,8 @@ from api.middleware.idempotency import IdempotencyMiddleware
 from api.middleware.request_id import RequestIdMiddleware
 from api.middleware.security_headers import SecurityHeadersMiddleware
 from api.middleware.unexpected import UnexpectedErrorMiddleware
-from api.openai import chat as openai_chat
 from api.openai import models as openai_models
+from api.openai.chat import install_chat
 from api.openapi import install_openapi
 from api.routes import agents, auth, background, completion, health, models, runs, schedules, sessions, users
 from config.environment import load_settings
@@ -97,20 +97,9 @@ def create_app(
     install_error_handlers(app)
     install_openapi(app)
     install_docs(app)
-    for module in (
-        openai_chat,
-        completion,
-        openai_models,
-        sessions,
-        background,
-        runs,
-        schedules,
-        health,
-        auth,
-        models,
-        agents,
-        users,
-    ):
+    install_chat(app)
+    native = (completion, sessions, background, runs, schedules, health, auth, models, agents, users)
+    for module in (*native, openai_models):
         app.include_router(module.router)
     _add_middleware(app, settings, metrics)
     return app

@@ -101,6 +101,24 @@ class Recording:
         return relay, max(ours - (before + after) / 2, 0.0)
 
 
+class Unrecorded:
+    """CPU of a request to our server when its store keeps nothing, beside the relay's (ms)."""
+
+    passed: bool | None = None
+    note = ""
+
+    def __init__(self, bench: Bench, pair: Pair, scenario: Scenario) -> None:
+        self._bench = bench
+        self._relay = pair[0]
+        self._scenario = scenario
+        self._cpu: Cpu | None = None
+
+    async def round(self) -> tuple[float, float]:
+        if self._cpu is None:
+            self._cpu = Cpu(self._bench, (self._relay, await self._bench.kept("unrecorded")), self._scenario)
+        return await self._cpu.round()
+
+
 class AddedLatency:
     """Milliseconds that a server adds to the median of the provider asked directly; all three asked in turns."""
 

@@ -10,13 +10,14 @@ from benchmarks.dialects import AGENT, AGENT_STREAM, DIRECT, DIRECT_STREAM, Dial
 from benchmarks.speech import Speech, speech_of
 
 Measure = Literal[
-    "cpu_per_request", "recording", "cpu_per_chunk", "added_latency", "memory_per_stream", "waves", "submit", "run",
+    "cpu_per_request", "recording", "unrecorded", "cpu_per_chunk", "added_latency", "memory_per_stream", "waves", "submit", "run",
     "runs_memory",
 ]  # fmt: skip
 
 UNITS: dict[Measure, str] = {
     "cpu_per_request": "ms",
     "recording": "ms",
+    "unrecorded": "ms",
     "cpu_per_chunk": "µs",
     "added_latency": "ms",
     "memory_per_stream": "KB",
@@ -93,6 +94,17 @@ SCENARIOS: tuple[Scenario, ...] = (
         relay_requests=3_200,
         at_once=8,
         target=4.5,
+    ),
+    Scenario(
+        name="direct-unrecorded",
+        path="model: CPU of a request of 20 tokens, its record left out",
+        measure="unrecorded",
+        model="bench-20",
+        dialect=DIRECT,
+        requests=1_600,
+        relay_requests=3_200,
+        at_once=8,
+        target=2.5,
     ),
     Scenario(
         name="direct-burst",

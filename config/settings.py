@@ -272,7 +272,7 @@ class ProviderSettings(SettingsGroup):
         2, alias="PROVIDER_MAX_RETRIES", ge=0, le=10, description="tries again only before the first byte, with jitter"
     )
     max_connections: int = Field(
-        200, alias="PROVIDER_MAX_CONNECTIONS", ge=1, le=10_000, description="open connections for each provider"
+        1_000, alias="PROVIDER_MAX_CONNECTIONS", ge=1, le=10_000, description="open connections for each provider"
     )
 
     @field_validator("compatible", "model_fallbacks", mode="before")

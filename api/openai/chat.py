@@ -6,18 +6,16 @@ from contextlib import aclosing
 from typing import Any, get_args
 
 import orjson
-from fastapi import APIRouter
+from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
 
 from api.dependencies import services_of
 from api.errors import openai_body
 from api.openai.door import (
-    CALL_ERRORS,
-    LeanRoute,
     Target,
+    add_lean_route,
     answer_headers,
-    json_body,
     json_of,
     session_of,
     target_of,
@@ -36,29 +34,12 @@ from services.agent_stream import RunStream
 from services.direct_service import AGENT as DIRECT
 from services.direct_service import DirectRequest, DirectRun
 
-router = APIRouter(tags=["openai"], route_class=LeanRoute)
-
 _STREAM_EXAMPLE = (
     'data: {"id":"chatcmpl-0198...","object":"chat.completion.chunk","created":1764000000,'
     '"model":"agent/simple@offline/rules","choices":[{"index":0,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}]}\n\n'
 )
 
 
-@router.post(
-    "/v1/chat/completions",
-    responses={
-        **CALL_ERRORS,
-        200: {
-            "description": "The answer, or with `stream` its chunks as server-sent events",
-            "content": {
-                "application/json": {"schema": {"$ref": "#/components/schemas/ChatCompletion"}},
-                "text/event-stream": {"schema": {"type": "string"}, "example": _STREAM_EXAMPLE},
-            },
-        },
-    },
-    openapi_extra=json_body(ChatRequest),
-    response_model=None,
-)
 async def create_chat_completion(request: Request) -> Response:
     """Ask a model (`provider/name`) or an agent (`agent/<id>`), as OpenAI's clients do.
 
@@ -75,6 +56,23 @@ async def create_chat_completion(request: Request) -> Response:
     if target.agent is None:
         return await _ask_model(request, body, asked, session_id, metadata, caller)
     return await _ask_agent(request, body, asked, target, session_id, metadata, caller)
+
+
+def install_chat(app: FastAPI) -> None:
+    """Add the route; before all others, because it is asked most."""
+    add_lean_route(
+        app,
+        "/v1/chat/completions",
+        create_chat_completion,
+        body=ChatRequest,
+        answer={
+            "description": "The answer, or with `stream` its chunks as server-sent events",
+            "content": {
+                "application/json": {"schema": {"$ref": "#/components/schemas/ChatCompletion"}},
+                "text/event-stream": {"schema": {"type": "string"}, "example": _STREAM_EXAMPLE},
+            },
+        },
+    )
 
 
 # -- a model --

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import orjson
+from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
@@ -42,6 +43,33 @@ class LeanRoute(APIRoute):
             await response(scope, receive, send)
 
         self.app = answer
+
+
+def add_lean_route(
+    app: FastAPI,
+    path: str,
+    endpoint: Callable[[Request], Awaitable[Response]],
+    *,
+    body: type[BaseModel],
+    answer: dict[str, Any],
+) -> None:
+    """Add a POST route to the application itself (an included router costs as much again).
+
+    Args:
+        body: what it takes; `api/openapi.py` adds the schema.
+        answer: what it gives, for OpenAPI.
+    """
+    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{body.__name__}"}}}
+    app.router.add_api_route(
+        path,
+        endpoint,
+        methods=["POST"],
+        tags=["openai"],
+        response_model=None,
+        responses={**CALL_ERRORS, 200: answer},
+        openapi_extra={"requestBody": {"required": True, "content": content}},
+        route_class_override=LeanRoute,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,12 +173,6 @@ def answer_headers(model: str, run_id: str, session_id: str | None, replaced: tu
     if replaced:
         headers["x-model-replaced"] = ", ".join(replaced)
     return headers
-
-
-def json_body(schema: type[BaseModel]) -> dict[str, Any]:
-    """For OpenAPI: the body of a route that reads it itself (`api/openapi.py` adds the schema)."""
-    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema.__name__}"}}}
-    return {"requestBody": {"required": True, "content": content}}
 
 
 def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
