@@ -228,7 +228,9 @@ class RecordStore(Protocol):
         ...
 
     def note_call(self, call: ModelCall) -> Awaitable[None]:
-        """Store what a call outside of any run cost. Begun when called, done even if nobody waits; durable when awaited.
+        """Store what a call outside of any run cost. Begun when called, done even if nobody waits.
+
+        Durable when awaited.
 
         Raises (when awaited):
             Unavailable: it cannot be written.

@@ -16,6 +16,7 @@ from services.agent_service import AgentService
 from services.api_key_service import ApiKeyService
 from services.auth_service import AuthService
 from services.background import Background, open_background, open_signals
+from services.embedding_service import EmbeddingService
 from services.idempotency_service import IdempotencyService
 from services.llm_service import LLMService, open_llm_service
 from services.retention_service import RetentionService
@@ -41,6 +42,7 @@ class Services:
     tools: ToolRegistry
     registry: AgentRegistry
     agents: AgentService
+    embeddings: EmbeddingService
     records: RecordStore
     recorder: RunRecorder
     sessions: SessionService
@@ -112,6 +114,7 @@ async def open_services(
             tools=tools,
             registry=registry,
             agents=agents,
+            embeddings=EmbeddingService(llm, records, metrics, settings.agents.max_concurrent_runs),
             records=records,
             recorder=recorder,
             sessions=SessionService(records, recorder, checkpoints, registry),

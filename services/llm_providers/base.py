@@ -9,7 +9,11 @@ from pydantic import SecretStr
 
 from core.http import Deadlines, ProviderClient
 from domain.agents import ModelParameters
+from domain.embeddings import Embedded, EmbeddingRequest
+from domain.errors import InvalidRequest
 from domain.models import Abilities
+
+ModelKind = Literal["chat", "embedding", "transcription", "speech"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +37,7 @@ class ListedModel:
     """A model as its provider lists it; None where it does not say."""
 
     name: str
-    kind: Literal["chat", "embedding", "transcription", "speech"] = "chat"
+    kind: ModelKind = "chat"
     description: str = ""
     context_window: int | None = None
     abilities: Abilities = field(default_factory=Abilities)
@@ -69,6 +73,17 @@ class BaseProvider(ABC):
         Raises:
             RouteurError: it does not answer.
         """
+
+    async def embed(self, name: str, asked: EmbeddingRequest) -> Embedded:
+        """The vectors that the model of that name gives, as they came.
+
+        Raises:
+            InvalidRequest: this vendor has no embeddings, or does not take what was asked; `param` names it.
+            RouteurError: of the upstream kinds.
+        """
+        raise InvalidRequest(
+            f"The provider '{self.config.name}' has no embeddings.", code="embeddings_not_supported", param="model"
+        )
 
     async def aclose(self) -> None:
         """Close its connections."""
