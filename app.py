@@ -26,6 +26,7 @@ from api.middleware.request_id import RequestIdMiddleware
 from api.middleware.security_headers import SecurityHeadersMiddleware
 from api.middleware.unexpected import UnexpectedErrorMiddleware
 from api.openapi import install_openapi
+from api.openai import embeddings
 from api.routes import agents, auth, background, completion, health, models, runs, schedules, sessions, users
 from config.environment import load_settings
 from config.settings import Settings
@@ -95,7 +96,7 @@ def create_app(
     install_error_handlers(app)
     install_openapi(app)
     install_docs(app)
-    for module in (completion, sessions, background, runs, schedules, health, auth, models, agents, users):
+    for module in (completion, sessions, background, runs, schedules, health, auth, models, agents, users, embeddings):
         app.include_router(module.router)
     _add_middleware(app, settings, metrics)
     return app

@@ -12,6 +12,7 @@ from services.api_key_service import ApiKeyService
 from services.auth_service import AuthService
 from services.background import Background
 from services.container import Services
+from services.embedding_service import EmbeddingService
 from services.llm_service import LLMService
 from services.run_events import RunEvents
 from services.run_service import RunService
@@ -33,6 +34,10 @@ AllServices = Annotated[Services, Depends(get_services)]
 
 async def _agents(connection: HTTPConnection) -> AgentService:
     return (await get_services(connection)).agents
+
+
+async def _embeddings(connection: HTTPConnection) -> EmbeddingService:
+    return (await get_services(connection)).embeddings
 
 
 async def _registry(connection: HTTPConnection) -> AgentRegistry:
@@ -86,6 +91,7 @@ async def _made_id(connection: HTTPConnection) -> str | None:
 
 
 AgentServiceDep = Annotated[AgentService, Depends(_agents)]
+EmbeddingServiceDep = Annotated[EmbeddingService, Depends(_embeddings)]
 AgentRegistryDep = Annotated[AgentRegistry, Depends(_registry)]
 LLMServiceDep = Annotated[LLMService, Depends(_llm)]
 AuthServiceDep = Annotated[AuthService, Depends(_auth)]

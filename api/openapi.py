@@ -56,12 +56,14 @@ def install_openapi(app: FastAPI) -> None:
             problem = Problem.model_json_schema(ref_template=_REF)
             schemas.update(problem.pop("$defs", {}))
             schemas["Problem"] = problem
-            for path in document["paths"].values():
+            for address, path in document["paths"].items():
                 for method, operation in path.items():
                     if method == "post" and operation.get("security") != []:
                         _take_key(operation)
                     if "application/json" in operation["responses"].get("422", {}).get("content", {}):
                         operation["responses"]["422"] = problem_responses(422)[422]
+                    if address.startswith("/v1/"):  # OpenAI's clients expect a 400 for it
+                        operation["responses"].pop("422", None)
             for unused in ("HTTPValidationError", "ValidationError"):  # we never answer in FastAPI's own words
                 schemas.pop(unused, None)
             document["components"]["securitySchemes"] = _SCHEMES
