@@ -6,6 +6,7 @@ and aborted answers are counted, with an event to wait for.
 
 import asyncio
 import base64
+import math
 import struct
 from collections import deque
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ Fault = Literal[
     "no_finish", "usage_missing", "usage_twice", "usage_negative", "unknown_finish", "empty_choices", "error_inside",
     "huge_line", "not_json_arguments", "after_end", "html", "empty_body", "gzip", "redirect", "split",
     "too_few", "index_twice", "index_outside", "not_finite", "huge_number", "uneven", "not_numbers", "no_data",
-    "bad_base64", "other_encoding", "other_size", "usage_zero", "backwards",
+    "bad_base64", "encoded_nan", "infinite", "other_encoding", "other_size", "usage_zero", "backwards",
 ]  # fmt: skip
 WORDS = ("Bon", "jour ", "à tous ", "👩‍🚀", " — ", "日本", "語\n", '"quoted" ', "\\back", " ok")
 TEXT = "".join(WORDS)
@@ -218,7 +219,11 @@ class FakeProvider:
             case "not_numbers":
                 last["embedding"] = ["a"] * size
             case "bad_base64":
-                last["embedding"] = "!" * len(last["embedding"])
+                last["embedding"] = "!" * (len(as_base64(vector)) - 1) + "="
+            case "encoded_nan":
+                last["embedding"] = as_base64([math.nan] * size)
+            case "infinite":  # as the text of a number that is too large
+                last["embedding"] = [1.0] * (size - 1)
             case "backwards":
                 data.reverse()
         body: dict[str, Any] = {"object": "list", "model": asked["model"], "data": data}
@@ -232,6 +237,8 @@ class FakeProvider:
         raw = orjson.dumps(body)
         if reply.fault == "not_finite":  # as Python's own json writes it
             raw = raw.replace(b'"embedding":[', b'"embedding":[NaN,')
+        if reply.fault == "infinite":
+            raw = raw.replace(b'"embedding":[1.0,', b'"embedding":[1e999,1.0,')
         await _respond(send, 200, raw)
 
     async def _whole(self, path: str, asked: dict[str, Any], reply: Reply, send: Any) -> None:
