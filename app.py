@@ -28,6 +28,7 @@ from api.middleware.unexpected import UnexpectedErrorMiddleware
 from api.openai import models as openai_models
 from api.openai.chat import install_chat
 from api.openapi import install_openapi
+from api.openai import embeddings
 from api.routes import agents, auth, background, completion, health, models, runs, schedules, sessions, users
 from config.environment import load_settings
 from config.settings import Settings
@@ -99,7 +100,7 @@ def create_app(
     install_docs(app)
     install_chat(app)
     native = (completion, sessions, background, runs, schedules, health, auth, models, agents, users)
-    for module in (*native, openai_models):
+    for module in (*native, openai_models, embeddings):
         app.include_router(module.router)
     _add_middleware(app, settings, metrics)
     return app

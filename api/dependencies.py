@@ -13,6 +13,7 @@ from services.auth_service import AuthService
 from services.background import Background
 from services.container import Services
 from services.direct_service import DirectService
+from services.embedding_service import EmbeddingService
 from services.llm_service import LLMService
 from services.run_events import RunEvents
 from services.run_service import RunService
@@ -43,6 +44,10 @@ async def _agents(connection: HTTPConnection) -> AgentService:
 
 async def _direct(connection: HTTPConnection) -> DirectService:
     return (await get_services(connection)).direct
+
+
+async def _embeddings(connection: HTTPConnection) -> EmbeddingService:
+    return (await get_services(connection)).embeddings
 
 
 async def _registry(connection: HTTPConnection) -> AgentRegistry:
@@ -97,6 +102,7 @@ async def _made_id(connection: HTTPConnection) -> str | None:
 
 AgentServiceDep = Annotated[AgentService, Depends(_agents)]
 DirectServiceDep = Annotated[DirectService, Depends(_direct)]
+EmbeddingServiceDep = Annotated[EmbeddingService, Depends(_embeddings)]
 AgentRegistryDep = Annotated[AgentRegistry, Depends(_registry)]
 LLMServiceDep = Annotated[LLMService, Depends(_llm)]
 AuthServiceDep = Annotated[AuthService, Depends(_auth)]

@@ -87,6 +87,28 @@ def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     }
 
 
+class OpenAIErrorDetail(BaseModel):
+    """What OpenAI's clients read; all four are always there."""
+
+    message: str
+    type: str = Field(examples=["invalid_request_error"])
+    param: str | None
+    code: str | None
+
+
+class OpenAIError(BaseModel):
+    """Any failure under /v1."""
+
+    error: OpenAIErrorDetail
+
+
+def openai_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """What a route under /v1 may answer besides success, for the OpenAPI document."""
+    titles = {face.openai_status or face.status: face.title for face in reversed(list(FACES.values()))}
+    titles[400] = FACES[ErrorKind.INVALID].title
+    return {status: {"description": titles[status], "model": OpenAIError} for status in statuses}
+
+
 def error_response(
     error: RouteurError, *, openai: bool = False, status: int | None = None, headers: Mapping[str, str] | None = None
 ) -> Response:

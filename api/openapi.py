@@ -7,11 +7,11 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
 from api.errors import Problem, problem_responses
-from api.openai.schemas import ChatCompletion, ChatRequest, OpenAIError
+from api.openai.schemas import ChatCompletion, ChatRequest
 from domain.auth import Scope
 
 #: Bodies of routes that read them themselves.
-_BY_HAND: tuple[type[BaseModel], ...] = (Problem, ChatRequest, ChatCompletion, OpenAIError)
+_BY_HAND: tuple[type[BaseModel], ...] = (Problem, ChatRequest, ChatCompletion)
 _REF = "#/components/schemas/{model}"
 
 #: For a route that is open to everybody: `openapi_extra=OPEN`. All others need one of the schemes below.
@@ -61,12 +61,14 @@ def install_openapi(app: FastAPI) -> None:
                 schema = model.model_json_schema(ref_template=_REF)
                 schemas.update(schema.pop("$defs", {}))
                 schemas[model.__name__] = schema
-            for path in document["paths"].values():
+            for address, path in document["paths"].items():
                 for method, operation in path.items():
                     if method == "post" and operation.get("security") != []:
                         _take_key(operation)
                     if "application/json" in operation["responses"].get("422", {}).get("content", {}):
                         operation["responses"]["422"] = problem_responses(422)[422]
+                    if address.startswith("/v1/"):  # OpenAI's clients expect a 400 for it
+                        operation["responses"].pop("422", None)
             for unused in ("HTTPValidationError", "ValidationError"):  # we never answer in FastAPI's own words
                 schemas.pop(unused, None)
             document["components"]["securitySchemes"] = _SCHEMES

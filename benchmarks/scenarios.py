@@ -10,8 +10,8 @@ from benchmarks.dialects import AGENT, AGENT_STREAM, DIRECT, DIRECT_STREAM, Dial
 from benchmarks.speech import Speech, speech_of
 
 Measure = Literal[
-    "cpu_per_request", "recording", "unrecorded", "cpu_per_chunk", "added_latency", "memory_per_stream", "waves", "submit", "run",
-    "runs_memory",
+    "cpu_per_request", "recording", "unrecorded", "cpu_per_chunk", "added_latency", "memory_per_stream", "waves",
+    "submit", "run", "runs_memory",
 ]  # fmt: skip
 
 UNITS: dict[Measure, str] = {

@@ -10,7 +10,7 @@ from config.settings import Settings
 from core.database.engine import Database
 from domain.background import Recovered
 from domain.ports import RecordStore
-from domain.runs import RunBegun, RunEnd, RunStart
+from domain.runs import ModelCall, RunBegun, RunEnd, RunStart
 from services import container
 
 
@@ -37,6 +37,9 @@ class Forgetful:
         done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         done.set_result(True)
         return done
+
+    async def note_call(self, call: ModelCall) -> None:
+        return
 
     async def append(self, *_: Any, **__: Any) -> list[int]:
         return []

@@ -28,7 +28,7 @@ def failure_of(
         return UpstreamFailure(f"{name} refused our credentials; check {setting}.", code="upstream_credentials")
     if status == 404:
         return ModelNotFound(model or provider, reason=f"{name} does not know it.")
-    if status in (400, 413, 422):
+    if status in (400, 413, 422, 501):  # 501: llama.cpp, of what it was not started for
         if "context_length" in code or "context length" in said.lower():
             message = "The conversation is longer than the model's context."
             return InvalidRequest(message, code="context_length_exceeded", param="messages")

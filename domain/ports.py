@@ -177,6 +177,10 @@ class ModelCallRepository(Protocol):
         """The calls of one run, in order."""
         ...
 
+    async def outside_runs(self, owner_id: str, *, limit: int = 100) -> list[ModelCall]:
+        """An owner's calls that were no part of a run (embeddings), newest first."""
+        ...
+
 
 class RecordWork(Protocol):
     """The repositories of one transaction."""
@@ -220,6 +224,16 @@ class RecordStore(Protocol):
 
         Gives False, and changes nothing, when the run had ended before (a lease that ran out): late results are
         dropped, but the calls they cost are kept.
+        """
+        ...
+
+    def note_call(self, call: ModelCall) -> Awaitable[None]:
+        """Store what a call outside of any run cost. Begun when called, done even if nobody waits.
+
+        Durable when awaited.
+
+        Raises (when awaited):
+            Unavailable: it cannot be written.
         """
         ...
 

@@ -17,6 +17,7 @@ from services.api_key_service import ApiKeyService
 from services.auth_service import AuthService
 from services.background import Background, open_background, open_signals
 from services.direct_service import DirectService
+from services.embedding_service import EmbeddingService
 from services.idempotency_service import IdempotencyService
 from services.llm_service import LLMService, open_llm_service
 from services.open_runs import OpenRuns
@@ -44,6 +45,7 @@ class Services:
     registry: AgentRegistry
     agents: AgentService
     direct: DirectService
+    embeddings: EmbeddingService
     records: RecordStore
     recorder: RunRecorder
     sessions: SessionService
@@ -118,6 +120,7 @@ async def open_services(
             registry=registry,
             agents=agents,
             direct=direct,
+            embeddings=EmbeddingService(llm, records, metrics, settings.agents.max_concurrent_runs),
             records=records,
             recorder=recorder,
             sessions=SessionService(records, recorder, checkpoints, registry),

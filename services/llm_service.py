@@ -12,17 +12,19 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from types import ModuleType
 
 from langchain_core.language_models.chat_models import BaseChatModel
 
 from config.catalogue import CatalogueEntry, load_catalogue
 from config.settings import ProviderSettings, Settings
 from domain.agents import ModelParameters
+from domain.embeddings import Embedded, EmbeddingRequest
 from domain.enums import ModelName
 from domain.errors import InvalidRequest, ModelNotFound, RouteurError, Unavailable
 from domain.models import Abilities, ModelInfo, ModelList, ProviderInfo
 from domain.usage import Price
-from services.llm_providers.base import BaseProvider, ListedModel, ProviderConfig
+from services.llm_providers.base import BaseProvider, ListedModel, ModelKind, ProviderConfig
 from services.local_servers import CANDIDATES, Candidate, find_local_servers
 from services.model_router import ModelRouter
 from services.provider_configs import EMBEDDED, configured_providers, found_on_this_machine
@@ -80,8 +82,13 @@ class LLMService:
         """What answers when neither caller nor agent names a model; None: nothing is configured."""
         return self._default
 
-    async def resolve(self, asked: str | None, agent_model: str | None = None) -> ResolvedModel:
+    async def resolve(
+        self, asked: str | None, agent_model: str | None = None, *, kind: ModelKind = "chat"
+    ) -> ResolvedModel:
         """The model that shall answer. No input or output for `provider/name` and for defaults.
+
+        Args:
+            kind: which models to offer somebody who named one that is not there.
 
         Raises:
             ModelNotFound: no configured provider has it; the message lists what can be called.
@@ -89,7 +96,7 @@ class LLMService:
             Unavailable: none was named and none is configured.
         """
         named = asked or agent_model or self._default or await self._default_now()
-        return self._split(named) or await self._find_bare(named)
+        return self._split(named) or await self._find_bare(named, kind)
 
     async def choose_default(self) -> None:
         """Settle what answers when no model is named; asks a server for its list where need be.
@@ -130,7 +137,7 @@ class LLMService:
                 return ResolvedModel(provider, built_in.bare)
         return None
 
-    async def _find_bare(self, named: str) -> ResolvedModel:
+    async def _find_bare(self, named: str, kind: ModelKind) -> ResolvedModel:
         await asyncio.gather(*(self._listed(name) for name in self._configs))
         having = [name for name in self._configs if any(model.name == named for model in self._listings[name].models)]
         if len(having) > 1:
@@ -139,7 +146,7 @@ class LLMService:
                 f"Several providers have '{named[:200]}': {choices}.", code="ambiguous_model", param="model"
             )
         if not having:
-            raise ModelNotFound(named, self._known_ids())
+            raise ModelNotFound(named, self._known_ids(kind))
         return ResolvedModel(having[0], named)
 
     # -- the factory --
@@ -186,6 +193,17 @@ class LLMService:
             raise ModelNotFound(model_id, self._known_ids())
         return self._provider(resolved.provider), resolved.name
 
+    async def embed(self, model: ResolvedModel, asked: EmbeddingRequest) -> Embedded:
+        """The vectors of that model, as its provider sends them; nobody answers in its place.
+
+        Raises:
+            InvalidRequest: it does not embed, or not this.
+            RouteurError: of the upstream kinds.
+        """
+        if model.provider not in self._providers:  # seconds of imports, which nobody else is to wait for
+            await asyncio.to_thread(self._module, model.provider)
+        return await self._provider(model.provider).embed(model.name, asked)
+
     def price(self, model_id: str) -> Price | None:
         """Dollars per million tokens; None: unknown."""
         entry = self._catalogue.get(model_id)
@@ -209,17 +227,19 @@ class LLMService:
     def _provider(self, name: str) -> BaseProvider:
         provider = self._providers.get(name)
         if provider is None:
-            config = self._configs[name]
-            try:
-                # Seconds of imports for each vendor: only those that are used are paid for.
-                module = importlib.import_module(f"services.llm_providers.{config.vendor}")
-            except ImportError as error:
-                raise Unavailable(
-                    f"The provider '{name}' needs a package that is not installed: uv sync --extra {config.vendor}.",
-                    code="provider_not_installed",
-                ) from error
-            provider = self._providers[name] = module.Provider(config)
+            provider = self._providers[name] = self._module(name).Provider(self._configs[name])
         return provider
+
+    def _module(self, name: str) -> ModuleType:
+        """Seconds of imports for each vendor: only those that are used are paid for."""
+        vendor = self._configs[name].vendor
+        try:
+            return importlib.import_module(f"services.llm_providers.{vendor}")
+        except ImportError as error:
+            raise Unavailable(
+                f"The provider '{name}' needs a package that is not installed: uv sync --extra {vendor}.",
+                code="provider_not_installed",
+            ) from error
 
     # -- what there is --
 
@@ -305,15 +325,16 @@ class LLMService:
             self._listings[name] = _Listing(models, reason, time.monotonic() + _LIST_TTL)
             return self._listings[name]
 
-    def _known_ids(self) -> list[str]:
-        """What to offer somebody who named a model that is not there: listed chat models, else the catalogue's."""
+    def _known_ids(self, kind: ModelKind = "chat") -> list[str]:
+        """What to offer somebody who named a model that is not there: listed models, else the catalogue's."""
         ids = []
         for name in self._configs:
             listing = self._listings.get(name)
             if listing and listing.models:
-                ids += [f"{name}/{model.name}" for model in listing.models if model.kind == "chat"]
+                ids += [f"{name}/{model.name}" for model in listing.models if model.kind == kind]
             else:
-                ids += [known for known in self._catalogue if known.startswith(f"{name}/")]
+                known = [model_id for model_id, entry in self._catalogue.items() if entry.kind == kind]
+                ids += [model_id for model_id in known if model_id.startswith(f"{name}/")]
         return ids
 
     async def aclose(self) -> None:

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from api.errors import FACES, invalid_request
+from api.errors import invalid_request, openai_responses
 from domain.agents import AGENT_ID_PATTERN, SESSION_ID_PATTERN
 from domain.auth import Principal
 from domain.errors import InvalidRequest, UnsupportedMedia
@@ -175,15 +175,5 @@ def answer_headers(model: str, run_id: str, session_id: str | None, replaced: tu
     return headers
 
 
-def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """What a route of /v1 may answer besides success."""
-    titles = {face.openai_status or face.status: face.title for face in reversed(list(FACES.values()))}
-    schema = {"$ref": "#/components/schemas/OpenAIError"}
-    return {
-        status: {"description": titles[status], "content": {"application/json": {"schema": schema}}}
-        for status in statuses
-    }
-
-
 #: What a call of a model or an agent may answer.
-CALL_ERRORS = error_responses(400, 401, 403, 404, 409, 413, 415, 429, 502, 503, 504)
+CALL_ERRORS = openai_responses(400, 401, 403, 404, 409, 413, 415, 429, 502, 503, 504)

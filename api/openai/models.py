@@ -5,7 +5,8 @@ import time
 from fastapi import APIRouter
 
 from api.dependencies import AgentRegistryDep, LLMServiceDep
-from api.openai.door import error_responses, target_of
+from api.errors import openai_responses
+from api.openai.door import target_of
 from api.openai.schemas import ModelCard, ModelCards
 from core.dependencies import CurrentUser
 from domain.auth import Principal
@@ -16,7 +17,7 @@ router = APIRouter(prefix="/v1/models", tags=["openai"])
 _SINCE = int(time.time())  # nobody tells when a model was made; clients only sort by it
 
 
-@router.get("", responses=error_responses(401))
+@router.get("", responses=openai_responses(401))
 async def list_models(caller: CurrentUser, llm: LLMServiceDep, registry: AgentRegistryDep) -> ModelCards:
     """Everything that this caller may name as `model`: `provider/name`, and `agent/<id>`."""
     listed = (await llm.list_available_models()).models
@@ -31,7 +32,7 @@ async def list_models(caller: CurrentUser, llm: LLMServiceDep, registry: AgentRe
     return ModelCards(data=models + agents)
 
 
-@router.get("/{model_id:path}", responses=error_responses(400, 401, 404))
+@router.get("/{model_id:path}", responses=openai_responses(400, 401, 404))
 async def get_model(model_id: str, _caller: CurrentUser, llm: LLMServiceDep, registry: AgentRegistryDep) -> ModelCard:
     """One of them."""
     target = target_of(model_id)

@@ -18,6 +18,7 @@ from domain.enums import RunStatus, SessionKind
 from domain.errors import Conflict, NotFound
 from domain.runs import (
     HOLDING,
+    ModelCall,
     NewMessage,
     RunBegun,
     RunEnd,
@@ -346,6 +347,12 @@ def end_run(codec: Codec, end: RunEnd) -> Script[bool]:
         rows = yield _AFTER, after
         yield from _write_messages(codec, session_id, rows[0][0], end.messages, end.id)
     return True
+
+
+def note_call(codec: Codec, call: ModelCall) -> Script[None]:
+    """What one call cost that is no part of a run."""
+    values = call.model_dump(exclude={"id"})
+    yield _CALL, values | {"created_at": codec.moment(call.created_at)}
 
 
 def append_messages(

@@ -9,7 +9,7 @@ from core.database import record_scripts as scripts
 from core.database.record_writer import RecordWriter
 from core.database.unit_of_work import UnitOfWork
 from domain.background import Recovered
-from domain.runs import NewMessage, RunBegun, RunEnd, RunStart
+from domain.runs import ModelCall, NewMessage, RunBegun, RunEnd, RunStart
 
 
 class Units(Protocol):
@@ -49,6 +49,10 @@ class SqlRecords:
     def end_run(self, end: RunEnd) -> Awaitable[bool]:
         """Store how it ended; done even if nobody waits."""
         return self.writer.submit(lambda codec: scripts.end_run(codec, end))
+
+    def note_call(self, call: ModelCall) -> Awaitable[None]:
+        """Store what a call outside of any run cost; done even if nobody waits."""
+        return self.writer.submit(lambda codec: scripts.note_call(codec, call))
 
     async def append(
         self, session_id: str, owner_id: str, messages: Sequence[NewMessage], run_id: str | None = None

@@ -126,6 +126,12 @@ class ModelCallRepository:
         rows = await self._work.rows(f"SELECT data, place FROM {CALLS} WHERE run_id = $r ORDER BY place", r=run_id)
         return [ModelCall.model_validate_json(row["data"]) for row in rows]
 
+    async def outside_runs(self, owner_id: str, *, limit: int = 100) -> list[ModelCall]:
+        """An owner's calls that were no part of a run, newest first: their ids grow with time."""
+        query = f"SELECT data, id FROM {CALLS} WHERE owner_id = $o AND outside = true ORDER BY id DESC LIMIT $limit"
+        rows = await self._work.rows(query, o=owner_id, limit=limit)
+        return [ModelCall.model_validate_json(row["data"]) for row in rows]
+
 
 def call_row(call: ModelCall) -> Row:
     return {
@@ -133,6 +139,7 @@ def call_row(call: ModelCall) -> Row:
         "run_id": call.run_id,
         "owner_id": call.owner_id,
         "place": call.id or 0,
+        "outside": call.agent == "",
         "data": call.model_dump_json(),
     }
 

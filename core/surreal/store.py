@@ -7,9 +7,10 @@ as one transaction. The tables are those of the workflow documentation: `workflo
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from typing import Any, TypeVar
 
 import orjson
 from uuid_utils import uuid7
@@ -24,6 +25,8 @@ from domain.sessions import Session
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 _LOST_CODE, _LOST_MESSAGE = "run_lost", "The process that ran it is gone."
 
 
@@ -33,7 +36,7 @@ class SurrealStore:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._turns = _Turns()
-        self._ends: set[asyncio.Task[bool]] = set()
+        self._ends: set[asyncio.Task[Any]] = set()
 
     @asynccontextmanager
     async def unit_of_work(self) -> AsyncIterator[SurrealWork]:
@@ -83,15 +86,22 @@ class SurrealStore:
 
     def end_run(self, end: RunEnd) -> Awaitable[bool]:
         """Store how it ended: begun now, done even if nobody waits."""
-        task = asyncio.create_task(self._end_run(end, self._turns.join()))  # its place is taken now
+        return self._begin(self._end_run(end, self._turns.join()))  # its place is taken now
+
+    def _begin(self, writing: Coroutine[None, None, T]) -> asyncio.Task[T]:
+        task = asyncio.create_task(writing)
         self._ends.add(task)
         task.add_done_callback(self._ended)
         return task
 
-    def _ended(self, task: asyncio.Task[bool]) -> None:
+    def _ended(self, task: asyncio.Task[Any]) -> None:
         self._ends.discard(task)
         if not task.cancelled() and task.exception() is not None:  # also when nobody waits
             logger.error("a record was lost", exc_info=task.exception())
+
+    def note_call(self, call: ModelCall) -> Awaitable[None]:
+        """Store what a call outside of any run cost: begun now, done even if nobody waits."""
+        return self._begin(self._note_call(call, self._turns.join()))
 
     async def append(
         self, session_id: str, owner_id: str, messages: Sequence[NewMessage], run_id: str | None = None
@@ -153,6 +163,10 @@ class SurrealStore:
                 )
             await _lose(work, run, start.created_at)
         return await work.sessions.required(start.session_id, start.owner_id)
+
+    async def _note_call(self, call: ModelCall, turn: "_Turn") -> None:
+        async with self._write(turn) as work:
+            work.model_calls.add(str(uuid7()), call)
 
     async def _end_run(self, end: RunEnd, turn: "_Turn") -> bool:
         async with self._write(turn) as work:

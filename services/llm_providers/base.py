@@ -11,8 +11,12 @@ from pydantic import SecretStr
 
 from core.http import Deadlines, ProviderClient
 from domain.agents import ModelParameters
+from domain.embeddings import Embedded, EmbeddingRequest
+from domain.errors import InvalidRequest
 from domain.models import Abilities
 from services.llm_providers.wire.completions import COMPATIBLE, Vendor
+
+ModelKind = Literal["chat", "embedding", "transcription", "speech"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +40,7 @@ class ListedModel:
     """A model as its provider lists it; None where it does not say."""
 
     name: str
-    kind: Literal["chat", "embedding", "transcription", "speech"] = "chat"
+    kind: ModelKind = "chat"
     description: str = ""
     context_window: int | None = None
     abilities: Abilities = field(default_factory=Abilities)
@@ -100,6 +104,17 @@ class BaseProvider(ABC):
     ) -> AbstractAsyncContextManager[AsyncIterator[list[bytes]]]:
         """The streamed answer, as `ProviderClient.stream_lines` gives it."""
         return self.client.stream_lines(self.completions_path, body, model=model)
+
+    async def embed(self, name: str, asked: EmbeddingRequest) -> Embedded:
+        """The vectors that the model of that name gives, as they came.
+
+        Raises:
+            InvalidRequest: this vendor has no embeddings, or does not take what was asked; `param` names it.
+            RouteurError: of the upstream kinds.
+        """
+        raise InvalidRequest(
+            f"The provider '{self.config.name}' has no embeddings.", code="embeddings_not_supported", param="model"
+        )
 
     async def aclose(self) -> None:
         """Close its connections."""

@@ -5,8 +5,10 @@ from typing import cast
 from langchain_core.language_models.chat_models import BaseChatModel
 
 from domain.agents import ModelParameters
+from domain.embeddings import Embedded, EmbeddingRequest
 from services.llm_providers.base import BaseProvider, ListedModel
 from services.llm_providers.wire.answer import counted
+from services.llm_providers.wire.embeddings import post_embeddings
 from services.llm_providers.wire.listing import listed_entries
 from services.llm_providers.wire.openai_chat import OpenAIWireChat
 from services.llm_providers.wire.parameters import given
@@ -40,3 +42,7 @@ class Provider(BaseProvider):
             )
             for entry in await listed_entries(self.client, within)
         ]
+
+    async def embed(self, name: str, asked: EmbeddingRequest) -> Embedded:
+        """As floats: not every server encodes."""
+        return await post_embeddings(self.client, name, asked, dimensions=asked.dimensions, encoding_format="float")

@@ -8,11 +8,13 @@ from langchain_mistralai import ChatMistralAI
 from pydantic import SecretStr, model_validator
 
 from domain.agents import ModelParameters
+from domain.embeddings import Embedded, EmbeddingRequest
 from domain.errors import InvalidRequest
 from domain.models import Abilities
 from services.llm_providers.base import BaseProvider, ListedModel
 from services.llm_providers.wire.answer import counted
 from services.llm_providers.wire.completions import MISTRAL
+from services.llm_providers.wire.embeddings import post_embeddings, refuse_token_ids
 from services.llm_providers.wire.listing import listed_entries
 from services.llm_providers.wire.parameters import given
 from services.llm_providers.wire.routed import RoutedChat
@@ -84,3 +86,10 @@ class Provider(BaseProvider):
                 ),
             )
         return list(found.values())
+
+    async def embed(self, name: str, asked: EmbeddingRequest) -> Embedded:
+        """As floats; Mistral reads texts only, and has its own word for the dimensions."""
+        refuse_token_ids(self.client, asked)
+        return await post_embeddings(
+            self.client, name, asked, output_dimension=asked.dimensions, encoding_format="float"
+        )

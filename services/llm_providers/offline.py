@@ -1,4 +1,4 @@
-"""The embedded model: no network, no weights, no chance. It answers by rules, and says so.
+"""The embedded models: no network, no weights, no chance. One answers by rules, one embeds by hashing, and they say so.
 
 It is for the first minute of a newcomer, for demonstrations and for tests. It streams, calls tools, fills JSON schemas
 and counts tokens, so that everything around a model can be seen at work; it understands nothing.
@@ -7,7 +7,7 @@ and counts tokens, so that everything around a model can be seen at work; it und
 import asyncio
 import re
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
@@ -19,8 +19,11 @@ from langchain_core.utils.function_calling import convert_to_json_schema, conver
 from uuid_utils import uuid7
 
 from domain.agents import ModelParameters
+from domain.embeddings import Embedded, EmbeddingRequest
+from domain.errors import InvalidRequest, ModelNotFound
 from domain.models import Abilities
 from domain.usage import Usage
+from services.feature_hashing import DIMENSIONS, MAX_DIMENSIONS, embed_ids, embed_text
 from services.llm_providers.base import BaseProvider, ListedModel
 from services.llm_providers.wire.answer import Answer, Delta, Fragment
 from services.llm_providers.wire.completions import OFFLINE
@@ -28,6 +31,7 @@ from services.llm_providers.wire.parameters import given
 from services.llm_providers.wire.routed import RoutedChat
 
 NAME = "rules"
+HASH = "hash"
 _TOKEN = re.compile(r"\w+|[^\w\s]")
 _PIECE = re.compile(r"\s*\S+\s*?")
 _CALL = re.compile(r"\bcall\s+(?P<name>[\w-]+)\s+with\s+(?P<arguments>\{.*\})", re.IGNORECASE | re.DOTALL)
@@ -106,7 +110,13 @@ class Provider(BaseProvider):
 
     def chat_model(self, name: str, parameters: ModelParameters, fallbacks: list[BaseChatModel]) -> BaseChatModel:
         """The model of rules; it takes every parameter and heeds `max_tokens` and `stop`."""
+        _check_chats(name)
         return OfflineChat(routeur_id=f"offline/{name}", **given(parameters, max_tokens="max_tokens", stop="stop"))
+
+    def completions_body(self, name: str, asked: Mapping[str, Any], *, streamed: bool) -> dict[str, Any]:
+        """Raises InvalidRequest also for the model that only embeds."""
+        _check_chats(name)
+        return super().completions_body(name, asked, streamed=streamed)
 
     async def completion(self, body: dict[str, Any], model: str) -> tuple[bytes, dict[str, Any]]:
         """One whole answer, as OpenAI's wire says it."""
@@ -130,15 +140,48 @@ class Provider(BaseProvider):
         yield _told(_head(model, "chat.completion.chunk"), answer, deltas)
 
     async def list_models(self, within: float) -> list[ListedModel]:
-        """The one there is."""
+        """The two there are."""
         return [
             ListedModel(
                 NAME,
                 description="Offline demonstration: answers by rules, understands nothing",
                 context_window=1_000_000,
                 abilities=Abilities(streaming=True, tools=True, vision=False, json_schema=True, reasoning=False),
-            )
+            ),
+            ListedModel(
+                HASH, "embedding", description="Offline demonstration: embeds by hashing words, knows no meanings"
+            ),
         ]
+
+    async def embed(self, name: str, asked: EmbeddingRequest) -> Embedded:
+        """By feature hashing, in as many dimensions as are wanted, up to 4,096."""
+        if name == NAME:
+            raise InvalidRequest(
+                "The model 'offline/rules' has no embeddings; 'offline/hash' has.",
+                code="embeddings_not_supported",
+                param="model",
+            )
+        if name != HASH:
+            raise ModelNotFound(f"offline/{name}", [f"offline/{HASH}"])
+        dimensions = asked.dimensions or DIMENSIONS
+        if dimensions > MAX_DIMENSIONS:
+            raise InvalidRequest(f"The model 'offline/hash' has 1 to {MAX_DIMENSIONS} dimensions.", param="dimensions")
+        data, tokens = [], 0
+        inputs: Sequence[str | list[int]] = asked.inputs
+        for index, one in enumerate(inputs):
+            made = embed_text(one, dimensions) if isinstance(one, str) else embed_ids(one, dimensions)
+            vector, counted = await made
+            data.append({"index": index, "embedding": vector})
+            tokens += counted
+            await asyncio.sleep(0)  # others have their turn
+        return Embedded(data, _usage(tokens, 0))
+
+
+def _check_chats(name: str) -> None:
+    if name == HASH:
+        raise InvalidRequest(
+            "The model 'offline/hash' embeds; it does not answer.", code="not_a_chat_model", param="model"
+        )
 
 
 def _asked_directly(body: dict[str, Any], model: str) -> tuple[Answer, list[Delta]]:

@@ -9,11 +9,13 @@ from langchain_ollama import ChatOllama
 from pydantic import model_validator
 
 from domain.agents import ModelParameters
+from domain.embeddings import Embedded, EmbeddingRequest
 from domain.models import Abilities
 from domain.usage import Usage
 from services.llm_providers.base import BaseProvider, ListedModel
 from services.llm_providers.wire.answer import Answer, Delta, Fragment, counted
 from services.llm_providers.wire.completions import OLLAMA
+from services.llm_providers.wire.embeddings import post_embeddings, refuse_token_ids
 from services.llm_providers.wire.parameters import given
 from services.llm_providers.wire.routed import RoutedChat
 from services.llm_providers.wire.wired import WiredChat
@@ -122,3 +124,10 @@ class Provider(BaseProvider):
                     )
                 )
         return found
+
+    async def embed(self, name: str, asked: EmbeddingRequest) -> Embedded:
+        """By its OpenAI-compatible address, which counts tokens like everybody's; texts only."""
+        refuse_token_ids(self.client, asked)
+        return await post_embeddings(
+            self.client, name, asked, path="/v1/embeddings", dimensions=asked.dimensions, encoding_format="float"
+        )

@@ -5,8 +5,10 @@ from typing import Any, Literal, cast
 from langchain_core.language_models.chat_models import BaseChatModel
 
 from domain.agents import ModelParameters
+from domain.embeddings import Embedded, EmbeddingRequest
 from services.llm_providers.base import BaseProvider, ListedModel
 from services.llm_providers.wire.completions import OPENAI
+from services.llm_providers.wire.embeddings import post_embeddings
 from services.llm_providers.wire.listing import listed_entries
 from services.llm_providers.wire.openai_chat import OpenAIChat
 from services.llm_providers.wire.parameters import given
@@ -55,6 +57,11 @@ class Provider(BaseProvider):
             if kind is not None:
                 found.append(ListedModel(entry["id"], kind))
         return found
+
+    async def embed(self, name: str, asked: EmbeddingRequest) -> Embedded:
+        """In the encoding that the caller wants: base64 is handed on as it comes."""
+        encoding = "base64" if asked.base64 else "float"
+        return await post_embeddings(self.client, name, asked, dimensions=asked.dimensions, encoding_format=encoding)
 
 
 def _asked(parameters: ModelParameters) -> dict[str, Any]:

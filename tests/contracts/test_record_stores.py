@@ -13,7 +13,19 @@ from uuid_utils import uuid7
 from domain.enums import RunStatus, SessionKind
 from domain.errors import Conflict, NotFound
 from domain.ports import RecordStore
-from domain.runs import BAD, CallCost, Cursor, NewMessage, Run, RunEnd, RunFilter, RunStart, SimplePart
+from domain.runs import (
+    BAD,
+    CallCost,
+    Cursor,
+    ModelCall,
+    NewMessage,
+    Run,
+    RunEnd,
+    RunFilter,
+    RunStart,
+    SimplePart,
+    counted_columns,
+)
 from domain.sessions import Session
 from domain.usage import Usage
 from tests.contracts.storage import STORES, open_store
@@ -218,6 +230,52 @@ async def test_nobody_appends_to_a_session_of_somebody_else(store: RecordStore) 
         with pytest.raises(NotFound):
             await store.begin_run(start(session_id, "bob"))
     assert await texts(store, begun.session_id) == ["hello", "answer"]
+
+
+# -- calls outside of runs --
+
+
+def lone_call(owner: str = "ada", usage: Usage | None = USAGE, cost: int | None = 42, **more: Any) -> ModelCall:
+    made = ModelCall(
+        owner_id=owner, run_id=None, session_id=None, agent="", model="a/embed", created_at=NOW,
+        **counted_columns(usage, cost),
+    )  # fmt: skip
+    return made.model_copy(update=more)
+
+
+async def test_a_call_outside_of_runs_is_its_owners_and_no_sessions(store: RecordStore) -> None:
+    begun = await ran(store, start())
+    await store.note_call(lone_call())
+    await store.note_call(lone_call(usage=None, cost=None, model="a/other"))
+    await store.note_call(lone_call("bob"))
+    async with store.reading() as work:
+        hers = await work.model_calls.outside_runs("ada")
+        his = await work.model_calls.outside_runs("bob")
+        last = await work.model_calls.outside_runs("ada", limit=1)
+        spent = await work.model_calls.usage_of_session(begun.session_id)
+    assert [(call.model, call.usage, call.cost_pico) for call in hers] == [
+        ("a/other", None, None),
+        ("a/embed", USAGE, 42),
+    ]
+    assert [(call.run_id, call.session_id, call.agent, call.created_at) for call in hers] == [(None, None, "", NOW)] * 2
+    assert (len(his), len(last), spent.calls) == (1, 1, 1)
+
+
+async def test_a_runs_calls_do_not_become_lone_ones_when_it_is_deleted(store: RecordStore) -> None:
+    begun = await ran(store, start())
+    async with store.unit_of_work() as work:
+        assert await work.sessions.delete_session(begun.session_id, "ada")
+    async with store.reading() as work:
+        assert await work.model_calls.outside_runs("ada") == []
+
+
+async def test_a_call_that_nobody_waits_for_is_written(store: RecordStore) -> None:
+    begun = await ran(store, start())
+    writing = store.note_call(lone_call())
+    await store.append(begun.session_id, "ada", [said("next")])  # whatever is written after it
+    async with store.reading() as work:
+        assert len(await work.model_calls.outside_runs("ada")) == 1
+    await writing
 
 
 # -- runs --

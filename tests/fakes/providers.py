@@ -5,6 +5,9 @@ and aborted answers are counted, with an event to wait for.
 """
 
 import asyncio
+import base64
+import math
+import struct
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -15,10 +18,13 @@ Fault = Literal[
     "hang_before", "hang_between", "hang_at_end", "drip", "cut", "malformed", "invalid_utf8", "crlf", "cr", "no_done",
     "no_finish", "usage_missing", "usage_twice", "usage_negative", "unknown_finish", "empty_choices", "error_inside",
     "huge_line", "not_json_arguments", "after_end", "html", "empty_body", "gzip", "redirect", "split",
+    "too_few", "index_twice", "index_outside", "not_finite", "huge_number", "uneven", "not_numbers", "no_data",
+    "bad_base64", "encoded_nan", "infinite", "other_encoding", "other_size", "usage_zero", "backwards",
 ]  # fmt: skip
 WORDS = ("Bon", "jour ", "à tous ", "👩‍🚀", " — ", "日本", "語\n", '"quoted" ', "\\back", " ok")
 TEXT = "".join(WORDS)
 INPUT, OUTPUT = 11, len(WORDS)
+DIMENSIONS = 8  # of an embedding
 
 
 @dataclass
@@ -139,6 +145,9 @@ class FakeProvider:
         if reply.fault == "gzip":
             await _respond(send, 200, b"\x1f\x8b" + b"0" * 50, {"content-encoding": "gzip"})
             return
+        if path.endswith("/embeddings"):
+            await self._embeddings(asked, reply, send)
+            return
         self.ledger.append((INPUT, 0))
         if not streamed:
             self.ledger[-1] = (INPUT, OUTPUT if path == "/api/chat" else len(reply.words))
@@ -181,6 +190,57 @@ class FakeProvider:
             await asyncio.Event().wait()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
+    async def _embeddings(self, asked: dict[str, Any], reply: Reply, send: Any) -> None:
+        tokens = sum(map(len, asked["input"]))
+        self.ledger.append((tokens, 0))
+        await asyncio.sleep(reply.pause)
+        if reply.fault in ("malformed", "cut"):
+            await _respond(send, 200, b'{"object": "list", "data": [{"emb')
+            return
+        size = asked.get("dimensions") or asked.get("output_dimension") or DIMENSIONS
+        size += reply.fault == "other_size"
+        encoded = (asked.get("encoding_format") == "base64") != (reply.fault == "other_encoding")
+        data: list[dict[str, Any]] = []
+        for index, one in enumerate(asked["input"]):
+            vector = vector_of(one, size)
+            data.append({"object": "embedding", "index": index, "embedding": as_base64(vector) if encoded else vector})
+        last = data[-1]
+        match reply.fault:
+            case "too_few":
+                data.pop()
+            case "index_twice":
+                last["index"] = 0 if len(data) > 1 else 1
+            case "index_outside":
+                last["index"] = len(data)
+            case "huge_number":
+                last["embedding"] = [1e300] * size
+            case "uneven":
+                last["embedding"] = last["embedding"][:-4]
+            case "not_numbers":
+                last["embedding"] = ["a"] * size
+            case "bad_base64":
+                last["embedding"] = "!" * (len(as_base64(vector)) - 1) + "="
+            case "encoded_nan":
+                last["embedding"] = as_base64([math.nan] * size)
+            case "infinite":  # as the text of a number that is too large
+                last["embedding"] = [1.0] * (size - 1)
+            case "backwards":
+                data.reverse()
+        body: dict[str, Any] = {"object": "list", "model": asked["model"], "data": data}
+        if reply.fault == "no_data":
+            del body["data"]
+        if reply.fault == "error_inside":
+            body = {"error": {"message": "overloaded sk-secret-key-of-ours", "type": "server_error"}}
+        if reply.fault != "usage_missing":
+            told = {"usage_negative": -5, "usage_zero": 0}.get(reply.fault or "", tokens)
+            body["usage"] = {"prompt_tokens": told, "total_tokens": told}
+        raw = orjson.dumps(body)
+        if reply.fault == "not_finite":  # as Python's own json writes it
+            raw = raw.replace(b'"embedding":[', b'"embedding":[NaN,')
+        if reply.fault == "infinite":
+            raw = raw.replace(b'"embedding":[1.0,', b'"embedding":[1e999,1.0,')
+        await _respond(send, 200, raw)
+
     async def _whole(self, path: str, asked: dict[str, Any], reply: Reply, send: Any) -> None:
         await asyncio.sleep(reply.pause)
         if reply.fault in ("malformed", "cut"):
@@ -220,6 +280,17 @@ class FakeProvider:
             if reply.fault == "error_inside":
                 body = {"error": {"message": "overloaded", "type": "server_error"}}
         await _respond(send, 200, orjson.dumps(body))
+
+
+def vector_of(one: str | list[int], size: int) -> list[float]:
+    """The vector of one input: numbers that float32 holds exactly."""
+    first = float(sum(one) if isinstance(one, list) else sum(map(ord, one)))
+    return [first, *(place / 8 - 0.5 for place in range(1, size))]
+
+
+def as_base64(vector: list[float]) -> str:
+    """As OpenAI encodes it."""
+    return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
 
 
 async def _respond(send: Any, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:

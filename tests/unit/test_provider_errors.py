@@ -5,7 +5,8 @@ from email.utils import formatdate
 
 import pytest
 
-from core.provider_errors import provider_words, retry_after_of
+from core.provider_errors import failure_of, provider_words, retry_after_of
+from domain.errors import ErrorKind
 
 
 @pytest.mark.parametrize(
@@ -52,3 +53,10 @@ def test_a_date_is_counted_from_now() -> None:
 )
 def test_a_providers_words_are_found_whatever_their_shape(body: bytes, code: str, said: str) -> None:
     assert provider_words(body) == (code, said)
+
+
+@pytest.mark.parametrize("status", [400, 413, 422, 501])
+def test_what_a_provider_does_not_do_is_the_callers_to_mend(status: int) -> None:
+    failure = failure_of("llamacpp", status, "", "does not support embeddings", None, model="llamacpp/m", setting="X")
+    assert (failure.kind, failure.code) == (ErrorKind.INVALID, "provider_refused")
+    assert "support" not in failure.message, "its own words stay in our log"

@@ -210,6 +210,13 @@ class ModelCallRepository:
         query = select(table).where(table.c.run_id == run_id).order_by(table.c.id)
         return [ModelCall.model_validate(dict(row)) for row in (await self._connection.execute(query)).mappings()]
 
+    async def outside_runs(self, owner_id: str, *, limit: int = 100) -> list[ModelCall]:
+        """An owner's calls that were no part of a run, newest first. A run's calls name its agent, also without it."""
+        table = tables.model_calls
+        query = select(table).where(table.c.run_id.is_(None), table.c.owner_id == owner_id, table.c.agent == "")
+        query = query.order_by(table.c.id.desc()).limit(limit)
+        return [ModelCall.model_validate(dict(row)) for row in (await self._connection.execute(query)).mappings()]
+
 
 _SUMMED = tuple(name for name in counted_columns(None, None) if name != "estimated")
 
