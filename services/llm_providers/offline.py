@@ -191,10 +191,15 @@ def _asked_directly(body: dict[str, Any], model: str) -> tuple[Answer, list[Delt
     answer = Answer()
     return answer, llm._compose(
         answer,
-        convert_to_messages(body["messages"]),
+        convert_to_messages([_readable(message) for message in body["messages"]]),
         [stop] if isinstance(stop, str) else stop,
         {name: body.get(name) for name in ("tools", "tool_choice", "response_format")},
     )
+
+
+def _readable(message: Mapping[str, Any]) -> dict[str, Any]:
+    """What the rules read of a message: not the calls, whose arguments need not be JSON, and which may stand alone."""
+    return {"content": "", **{name: value for name, value in message.items() if name != "tool_calls"}}
 
 
 async def _told(head: dict[str, Any], answer: Answer, deltas: list[Delta]) -> AsyncIterator[list[bytes]]:
