@@ -103,14 +103,19 @@ class ProviderClient:
             raise self._broken(error) from error
         return self._json(body)
 
-    async def post_json(self, path: str, payload: Mapping[str, Any], *, model: str = "") -> dict[str, Any]:
+    async def post_json(
+        self, path: str, payload: Mapping[str, Any], *, model: str = "", within: float | None = None
+    ) -> dict[str, Any]:
         """The whole JSON answer to `payload`.
+
+        Args:
+            within: seconds until its first byte, all tries together.
 
         Raises:
             RouteurError: of the upstream kinds, InvalidRequest or ModelNotFound.
         """
         # a whole answer is silent until it is there
-        async with self._answered(path, payload, model, self.deadlines.total) as (response, first, _clock):
+        async with self._answered(path, payload, model, self.deadlines.total, within) as (response, first, _clock):
             body = first + await self._read_whole(response)
         answer = self._json(body)
         if not isinstance(answer, dict):
@@ -119,16 +124,19 @@ class ProviderClient:
 
     @asynccontextmanager
     async def stream_lines(
-        self, path: str, payload: Mapping[str, Any], *, model: str = ""
+        self, path: str, payload: Mapping[str, Any], *, model: str = "", within: float | None = None
     ) -> AsyncIterator[AsyncIterator[list[bytes]]]:
         """The answer to `payload` as it comes: lists of whole lines, one list for each read of the socket.
 
         Leaving the context closes the connection, or keeps it when the answer has been read to its end.
 
+        Args:
+            within: seconds until its first byte, all tries together.
+
         Raises:
             RouteurError: as `post_json`; also while iterating, when the stream breaks, drips or hangs.
         """
-        async with self._answered(path, payload, model, self.deadlines.first_byte) as (response, first, clock):
+        async with self._answered(path, payload, model, self.deadlines.first_byte, within) as (response, first, clock):
             yield _Lines(self, response, first, clock)
             await _read_last_bytes(response)
 
@@ -151,15 +159,18 @@ class ProviderClient:
 
     @asynccontextmanager
     async def _answered(
-        self, path: str, payload: Mapping[str, Any], model: str, first_byte: float
+        self, path: str, payload: Mapping[str, Any], model: str, first_byte: float, within: float | None
     ) -> AsyncIterator[tuple[aiohttp.ClientResponse, bytes, "_Clock"]]:
-        """A good response with its first bytes (due within `first_byte` seconds), under a clock."""
-        clock = _Clock(self.deadlines.total)
+        """A good response with its first bytes, under a clock.
+
+        They are due `first_byte` seconds after each try, and `within` that many of the first.
+        """
+        clock = _Clock(self.deadlines.total, within)
         response: aiohttp.ClientResponse | None = None
         try:
             async with clock.timeout:
                 response, first = await self._begin(path, orjson.dumps(payload, default=str), model, clock, first_byte)
-                clock.rest()
+                clock.begun()
                 yield response, first, clock
         except TimeoutError as error:
             if not clock.timeout.expired():
@@ -308,15 +319,21 @@ class _Lines:
 class _Clock:
     """A time limit that is moved on as long as something happens, and never past the end of the whole call."""
 
-    def __init__(self, total: float) -> None:
+    def __init__(self, total: float, first_byte: float | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         self._began = self._loop.time()
-        self._end = self._began + total
+        self._total = self._began + total
+        self._end = self._total if first_byte is None else self._began + min(first_byte, total)
         self.timeout = asyncio.timeout(None)
 
     def allow(self, seconds: float) -> None:
         """From now on, that many seconds."""
         self.timeout.reschedule(min(self._loop.time() + seconds, self._end))
+
+    def begun(self) -> None:
+        """The first byte is here."""
+        self._end = self._total
+        self.rest()
 
     def rest(self) -> None:
         """Nobody waits for the provider now (the reader is being waited for): only the whole call's end counts."""

@@ -4,12 +4,12 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Literal
 
-from langchain_core.language_models.chat_models import BaseChatModel
 from pydantic import SecretStr
 
 from core.http import Deadlines, ProviderClient
 from domain.agents import ModelParameters
 from domain.models import Abilities
+from services.llm_providers.wire.routed import RoutedChat
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class BaseProvider(ABC):
         )
 
     @abstractmethod
-    def chat_model(self, name: str, parameters: ModelParameters, fallbacks: list[BaseChatModel]) -> BaseChatModel:
+    def chat_model(self, name: str, parameters: ModelParameters) -> RoutedChat:
         """A chat model of that name. Cheap: nothing is connected.
 
         Raises:

@@ -10,7 +10,6 @@ from collections.abc import AsyncGenerator, Sequence
 from typing import Any, cast
 
 import orjson
-from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
 from langchain_core.runnables import Runnable
 from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
@@ -52,7 +51,12 @@ class OfflineChat(RoutedChat):
         return cast(Runnable[Any, AIMessage], self.bind(tools=known, tool_choice=tool_choice, **kwargs))
 
     async def _deltas(
-        self, answer: Answer, messages: list[BaseMessage], stop: list[str] | None, kwargs: dict[str, Any]
+        self,
+        answer: Answer,
+        messages: list[BaseMessage],
+        stop: list[str] | None,
+        kwargs: dict[str, Any],
+        within: float | None = None,
     ) -> AsyncGenerator[list[Delta]]:
         for delta in self._compose(answer, messages, stop, kwargs):
             answer.add(delta)
@@ -60,7 +64,12 @@ class OfflineChat(RoutedChat):
             await asyncio.sleep(0)  # others have their turn, as with a model that has to be waited for
 
     async def _whole(
-        self, answer: Answer, messages: list[BaseMessage], stop: list[str] | None, kwargs: dict[str, Any]
+        self,
+        answer: Answer,
+        messages: list[BaseMessage],
+        stop: list[str] | None,
+        kwargs: dict[str, Any],
+        within: float | None = None,
     ) -> Delta:
         deltas = self._compose(answer, messages, stop, kwargs)
         for delta in deltas:
@@ -98,7 +107,7 @@ class OfflineChat(RoutedChat):
 class Provider(BaseProvider):
     """The models inside the house."""
 
-    def chat_model(self, name: str, parameters: ModelParameters, fallbacks: list[BaseChatModel]) -> BaseChatModel:
+    def chat_model(self, name: str, parameters: ModelParameters) -> RoutedChat:
         """The model of rules; it takes every parameter and heeds `max_tokens` and `stop`."""
         return OfflineChat(routeur_id=f"offline/{name}", **given(parameters, max_tokens="max_tokens", stop="stop"))
 

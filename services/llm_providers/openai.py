@@ -1,8 +1,6 @@
 """OpenAI."""
 
-from typing import Any, Literal, cast
-
-from langchain_core.language_models.chat_models import BaseChatModel
+from typing import Any, Literal
 
 from domain.agents import ModelParameters
 from services.llm_providers.base import BaseProvider, ListedModel
@@ -34,13 +32,12 @@ _KINDS: tuple[tuple[str, Kind | None], ...] = (
 class Provider(BaseProvider):
     """OpenAI, or whatever stands at OPENAI_BASE_URL."""
 
-    def chat_model(self, name: str, parameters: ModelParameters, fallbacks: list[BaseChatModel]) -> BaseChatModel:
+    def chat_model(self, name: str, parameters: ModelParameters) -> RoutedChat:
         """ChatOpenAI, sending through our client."""
         return OpenAIChat(
             model=name,
             routeur_id=f"{self.config.name}/{name}",
             provider_client=self.client,
-            fallbacks=cast(list[RoutedChat], fallbacks),
             **_asked(parameters),
         )
 

@@ -41,13 +41,18 @@ class WiredChat(RoutedChat):
         """The delta of an unstreamed answer."""
 
     async def _deltas(
-        self, answer: Answer, messages: list[BaseMessage], stop: list[str] | None, kwargs: dict[str, Any]
+        self,
+        answer: Answer,
+        messages: list[BaseMessage],
+        stop: list[str] | None,
+        kwargs: dict[str, Any],
+        within: float | None = None,
     ) -> AsyncGenerator[list[Delta]]:
         """The pieces of a streamed answer, a list for each read of the socket."""
         client = self._wire()
         payload = self._ask(messages, stop, stream=True, **kwargs)
         read_line = self._read_line
-        async with client.stream_lines(self._path(), payload, model=self.routeur_id) as batches:
+        async with client.stream_lines(self._path(), payload, model=self.routeur_id, within=within) as batches:
             async for lines in batches:
                 deltas = []
                 try:
@@ -67,13 +72,17 @@ class WiredChat(RoutedChat):
             raise UpstreamFailure(f"The provider '{client.name}' broke off in the middle.", code="upstream_cut")
 
     async def _whole(
-        self, answer: Answer, messages: list[BaseMessage], stop: list[str] | None, kwargs: dict[str, Any]
+        self,
+        answer: Answer,
+        messages: list[BaseMessage],
+        stop: list[str] | None,
+        kwargs: dict[str, Any],
+        within: float | None = None,
     ) -> Delta:
         """An unstreamed answer."""
         client = self._wire()
-        body = await client.post_json(
-            self._path(), self._ask(messages, stop, stream=False, **kwargs), model=self.routeur_id
-        )
+        payload = self._ask(messages, stop, stream=False, **kwargs)
+        body = await client.post_json(self._path(), payload, model=self.routeur_id, within=within)
         delta = self._read_whole(answer, body)
         answer.add(delta)
         if answer.finish is None:
