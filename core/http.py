@@ -44,6 +44,22 @@ class Deadlines:
     retries: int = 2
 
 
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """What one call may take, where that is less than its provider's deadlines: somebody else can be asked.
+
+    Attributes:
+        first_byte: seconds, all tries together.
+        retries: after the first try.
+    """
+
+    first_byte: float | None = None
+    retries: int | None = None
+
+
+PROVIDERS_OWN = Patience()
+
+
 class ProviderClient:
     """Calls one provider.
 
@@ -104,18 +120,18 @@ class ProviderClient:
         return self._json(body)
 
     async def post_json(
-        self, path: str, payload: Mapping[str, Any], *, model: str = "", within: float | None = None
+        self, path: str, payload: Mapping[str, Any], *, model: str = "", patience: Patience = PROVIDERS_OWN
     ) -> dict[str, Any]:
         """The whole JSON answer to `payload`.
 
         Args:
-            within: seconds until its first byte, all tries together.
+            patience: less than the provider's deadlines give it.
 
         Raises:
             RouteurError: of the upstream kinds, InvalidRequest or ModelNotFound.
         """
         # a whole answer is silent until it is there
-        async with self._answered(path, payload, model, self.deadlines.total, within) as (response, first, _clock):
+        async with self._answered(path, payload, model, self.deadlines.total, patience) as (response, first, _clock):
             body = first + await self._read_whole(response)
         answer = self._json(body)
         if not isinstance(answer, dict):
@@ -124,19 +140,20 @@ class ProviderClient:
 
     @asynccontextmanager
     async def stream_lines(
-        self, path: str, payload: Mapping[str, Any], *, model: str = "", within: float | None = None
+        self, path: str, payload: Mapping[str, Any], *, model: str = "", patience: Patience = PROVIDERS_OWN
     ) -> AsyncIterator[AsyncIterator[list[bytes]]]:
         """The answer to `payload` as it comes: lists of whole lines, one list for each read of the socket.
 
         Leaving the context closes the connection, or keeps it when the answer has been read to its end.
 
         Args:
-            within: seconds until its first byte, all tries together.
+            patience: less than the provider's deadlines give it.
 
         Raises:
             RouteurError: as `post_json`; also while iterating, when the stream breaks, drips or hangs.
         """
-        async with self._answered(path, payload, model, self.deadlines.first_byte, within) as (response, first, clock):
+        answered = self._answered(path, payload, model, self.deadlines.first_byte, patience)
+        async with answered as (response, first, clock):
             yield _Lines(self, response, first, clock)
             await _read_last_bytes(response)
 
@@ -159,17 +176,19 @@ class ProviderClient:
 
     @asynccontextmanager
     async def _answered(
-        self, path: str, payload: Mapping[str, Any], model: str, first_byte: float, within: float | None
+        self, path: str, payload: Mapping[str, Any], model: str, first_byte: float, patience: Patience
     ) -> AsyncIterator[tuple[aiohttp.ClientResponse, bytes, "_Clock"]]:
         """A good response with its first bytes, under a clock.
 
-        They are due `first_byte` seconds after each try, and `within` that many of the first.
+        They are due `first_byte` seconds after each try.
         """
-        clock = _Clock(self.deadlines.total, within)
+        clock = _Clock(self.deadlines.total, patience.first_byte)
+        retries = self.deadlines.retries if patience.retries is None else patience.retries
         response: aiohttp.ClientResponse | None = None
         try:
             async with clock.timeout:
-                response, first = await self._begin(path, orjson.dumps(payload, default=str), model, clock, first_byte)
+                body = orjson.dumps(payload, default=str)
+                response, first = await self._begin(path, body, model, clock, first_byte, retries)
                 clock.begun()
                 yield response, first, clock
         except TimeoutError as error:
@@ -188,7 +207,7 @@ class ProviderClient:
                     response.close()
 
     async def _begin(
-        self, path: str, body: bytes, model: str, clock: "_Clock", first_byte: float
+        self, path: str, body: bytes, model: str, clock: "_Clock", first_byte: float, retries: int
     ) -> tuple[aiohttp.ClientResponse, bytes]:
         """Send `body` until a first byte of a good answer is here. Nothing is repeated after that byte."""
         attempt = 0
@@ -210,7 +229,7 @@ class ProviderClient:
             except (aiohttp.ClientError, ConnectionError) as error:
                 failure, again = self._broken(error), not isinstance(error, aiohttp.InvalidURL)
             pause = _pause(attempt, failure.retry_after)
-            if not again or attempt >= self.deadlines.retries or pause is None:
+            if not again or attempt >= retries or pause is None:
                 raise failure
             attempt += 1
             clock.allow(pause + 1)

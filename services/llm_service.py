@@ -62,6 +62,11 @@ class _Listing:
     until: float
 
 
+def _parted(model_id: str) -> ResolvedModel:
+    provider, _, name = model_id.partition("/")
+    return ResolvedModel(provider, name)
+
+
 class _Peers:
     """The models that may have to answer in the place of one, with its parameters: each built when first asked."""
 
@@ -78,9 +83,8 @@ class _Peers:
         """
         made = self._made.get(model_id)
         if made is None:
-            provider, _, name = model_id.partition("/")
             try:
-                made = self._made[model_id] = self._build(ResolvedModel(provider, name))
+                made = self._made[model_id] = self._build(_parted(model_id))
             except RouteurError as error:
                 if model_id not in self._refused:
                     self._refused.add(model_id)
@@ -114,17 +118,13 @@ class LLMService:
         self._providers: dict[str, BaseProvider] = {}
         self._listings: dict[str, _Listing] = {}
         self._listing: dict[str, asyncio.Lock] = {}
-        self._pools: dict[str, tuple[ResolvedModel, ...]] = dict.fromkeys(settings.model_pools, ())
+        self._pools = tuple(settings.model_pools)
         self.router = ModelRouter(
             plans_of(settings, self._canonical),
             failures=settings.failures_before_cooldown,
             cooldown=settings.cooldown,
             metrics=metrics,
         )
-        for name, pool in settings.model_pools.items():
-            self._pools[name] = tuple(
-                found for one in pool.deployments if (found := self._split(one.model)) is not None
-            )
 
     # -- which model --
 
@@ -175,15 +175,16 @@ class LLMService:
         """`provider/name` or `provider:name` of a configured provider; or a built-in by its bare name."""
         for separator in ("/", ":"):
             provider, found, name = named.partition(separator)
-            if found and (provider in self._configs or provider == POOL):
-                known = name in self._pools if provider == POOL else bool(name)
-                if known:
-                    return ResolvedModel(provider, name)
+            if found and name and self._has(provider, name):
+                return ResolvedModel(provider, name)
         for built_in in ModelName:
             provider = built_in.value.partition("/")[0]
             if named in (built_in.bare, built_in.name) and provider in self._configs:
                 return ResolvedModel(provider, built_in.bare)
         return None
+
+    def _has(self, provider: str, name: str) -> bool:
+        return name in self._pools if provider == POOL else provider in self._configs
 
     def _canonical(self, named: str) -> str | None:
         resolved = self._split(named)
@@ -254,9 +255,9 @@ class LLMService:
     def _first(self, pool: ResolvedModel, peers: _Peers) -> RoutedChat:
         """A model of the pool's first deployment that takes the parameters; what a graph binds is bound to it."""
         refused: RouteurError | None = None
-        for deployment in self._pools[pool.name]:
+        for deployment in self.router.deployments(pool.id):
             try:
-                llm = peers(deployment.id)
+                llm = peers(deployment.model)
             except RouteurError as error:
                 refused = refused or error
             else:
@@ -298,9 +299,7 @@ class LLMService:
         """
         resolved = await self.resolve(model_id)
         if resolved.provider == POOL:
-            await asyncio.gather(
-                *{one.provider: self._listed(one.provider) for one in self._pools[resolved.name]}.values()
-            )
+            await asyncio.gather(*map(self._listed, {one.provider for one in self._members(resolved.name)}))
             return self._pool_info(resolved.name)
         await self._listed(resolved.provider)
         for model in self._models_of(resolved.provider):
@@ -332,10 +331,13 @@ class LLMService:
             names += [known.partition("/")[2] for known in self._catalogue if known.startswith(f"{provider}/")]
         return [self._model_info(provider, name, listed.get(name), listing.reason) for name in names]
 
+    def _members(self, pool: str) -> list[ResolvedModel]:
+        return [_parted(one.model) for one in self.router.deployments(f"{POOL}/{pool}")]
+
     def _pool_info(self, name: str) -> ModelInfo:
         """What holds for all its deployments, each as its provider lists it."""
         members = []
-        for one in self._pools[name]:
+        for one in self._members(name):
             listing = self._listings[one.provider]
             listed = next((model for model in listing.models if model.name == one.name), None)
             members.append(self._model_info(one.provider, one.name, listed, listing.reason))

@@ -102,6 +102,10 @@ class ModelRouter:
         """Where the call of `provider/name`, as `LLMService.resolve` gave it, goes first."""
         return Route(self, model_id, self._plans.get(model_id))
 
+    def deployments(self, model_id: str) -> Group:
+        """Where the model of a plan is served: a pool's deployments."""
+        return self._plans[model_id].deployments
+
     def models(self) -> list[str]:
         """Every model that may be asked in the place of another."""
         return list(self._health)
@@ -224,6 +228,14 @@ class Route:
             self._too_long: tuple[Group, ...] = ()
             self._group = plan.deployments
             self._begin(model_id, plan, router.clock())
+
+    @property
+    def spare(self) -> bool:
+        """True while another deployment of its pool is well: no use in trying this one twice."""
+        if self._plan is None or len(self._group) == 1:
+            return False
+        now, passed = self._router.clock(), (*self._asked, self.model)
+        return any(one.model not in passed and self._router.ready(one.model, now) for one in self._group)
 
     def succeeded(self) -> None:
         """It has answered to the end."""

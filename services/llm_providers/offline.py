@@ -21,6 +21,7 @@ from services.llm_providers.base import BaseProvider, ListedModel
 from services.llm_providers.wire.answer import Answer, Delta, Fragment
 from services.llm_providers.wire.parameters import given
 from services.llm_providers.wire.routed import RoutedChat
+from services.model_router import Route
 
 NAME = "rules"
 _TOKEN = re.compile(r"\w+|[^\w\s]")
@@ -56,7 +57,7 @@ class OfflineChat(RoutedChat):
         messages: list[BaseMessage],
         stop: list[str] | None,
         kwargs: dict[str, Any],
-        within: float | None = None,
+        route: Route | None = None,
     ) -> AsyncGenerator[list[Delta]]:
         for delta in self._compose(answer, messages, stop, kwargs):
             answer.add(delta)
@@ -69,7 +70,7 @@ class OfflineChat(RoutedChat):
         messages: list[BaseMessage],
         stop: list[str] | None,
         kwargs: dict[str, Any],
-        within: float | None = None,
+        route: Route | None = None,
     ) -> Delta:
         deltas = self._compose(answer, messages, stop, kwargs)
         for delta in deltas:

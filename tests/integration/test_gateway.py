@@ -177,12 +177,26 @@ async def test_a_deployment_that_hangs_is_replaced_after_its_own_timeout(
 async def test_a_providers_retries_do_not_prolong_a_deployments_timeout(
     open_with: Opener, settings: Settings, provider: FakeProvider, streamed: bool
 ) -> None:
-    pools = pool("openai/m", "mistral/m", openai=0.2)
-    house = await open_with(gateway(settings, provider, model_pools=pools, max_retries=2))
-    in_order(house)
+    pools, fallbacks = pool("openai/m", openai=0.2), {"pool/chat": ["mistral/m"]}
+    house = await open_with(gateway(settings, provider, model_pools=pools, model_fallbacks=fallbacks, max_retries=2))
     provider.then(Reply(status=503, headers={"retry-after": "9"}))
     with anyio.fail_after(6):
         assert await ask(house, streamed=streamed) == (TEXT, "mistral/m", 200)
+
+
+@DOORS
+@pytest.mark.parametrize("status", [429, 503])
+async def test_while_another_deployment_is_well_nobody_waits_for_a_retry(
+    open_with: Opener, settings: Settings, provider: FakeProvider, status: int, streamed: bool
+) -> None:
+    house = await open_with(gateway(settings, provider, model_pools=pool("openai/m", "mistral/m"), max_retries=2))
+    in_order(house)
+    provider.then(
+        Reply(status=status, headers={"retry-after": "9"}), Reply(status=503, headers={"retry-after-ms": "5"})
+    )
+    with anyio.fail_after(6):
+        assert await ask(house, streamed=streamed) == (TEXT, "mistral/m", 200)
+    assert provider.calls == 3, "the last one is tried again"
 
 
 @DOORS

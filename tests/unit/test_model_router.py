@@ -122,6 +122,18 @@ def test_a_deployments_own_timeout_is_told() -> None:
     assert route.timeout is None
 
 
+def test_only_while_another_deployment_is_well_there_is_one_to_spare() -> None:
+    assert not router(BACKED).route("a/m").spare, "a fallback is another model"
+    assert not router(BACKED).route("x/y").spare
+    routes = router(POOL)
+    route = routes.route("pool/p")
+    assert route.spare
+    assert route.failed(DOWN)
+    assert not route.spare
+    fail(routes, "b/m")
+    assert not routes.route("pool/p").spare
+
+
 def test_after_three_failures_in_a_row_others_come_first_until_the_cooldown_is_over() -> None:
     clock = Clock()
     routes = router(POOL, clock, cooldown=30)

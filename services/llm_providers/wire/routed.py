@@ -59,11 +59,11 @@ class RoutedChat(BaseChatModel):
         messages: list[BaseMessage],
         stop: list[str] | None,
         kwargs: dict[str, Any],
-        within: float | None = None,
+        route: Route | None = None,
     ) -> AsyncGenerator[list[Delta]]:
         """The pieces of a streamed answer, several at a time, each noted in `answer` before it is yielded.
 
-        The first byte is due `within` that many seconds, where the provider's own deadline is not sooner.
+        `route`, where there is one, says how long the first byte may take and whether to try twice.
         """
 
     @abstractmethod
@@ -73,9 +73,9 @@ class RoutedChat(BaseChatModel):
         messages: list[BaseMessage],
         stop: list[str] | None,
         kwargs: dict[str, Any],
-        within: float | None = None,
+        route: Route | None = None,
     ) -> Delta:
-        """An unstreamed answer, noted in `answer`; `within` as for a stream."""
+        """An unstreamed answer, noted in `answer`; `route` as for a stream."""
 
     def _adopted(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """What was bound, in this vendor's words; it comes in OpenAI's."""
@@ -103,9 +103,8 @@ class RoutedChat(BaseChatModel):
         while True:
             answer = Answer()
             theirs = model._words(kwargs, self)
-            within = None if route is None else route.timeout
             try:
-                await model._answer(answer, messages, stop, listener, None if hushed else message_id, theirs, within)
+                await model._answer(answer, messages, stop, listener, None if hushed else message_id, theirs, route)
                 break
             except RouteurError as error:
                 if route is None or not route.failed(error, begun=answer.begun):
@@ -132,9 +131,8 @@ class RoutedChat(BaseChatModel):
         while True:
             answer = Answer()
             theirs = model._words(kwargs, self)
-            within = None if route is None else route.timeout
             try:
-                async with aclosing(model._deltas(answer, messages, stop, theirs, within)) as batches:
+                async with aclosing(model._deltas(answer, messages, stop, theirs, route)) as batches:
                     async for deltas in batches:
                         for delta in deltas:
                             chunk = ChatGenerationChunk(message=_chunk(delta, message_id))
@@ -211,13 +209,13 @@ class RoutedChat(BaseChatModel):
         listener: ModelListener | None,
         speak_as: str | None,
         kwargs: dict[str, Any],
-        within: float | None = None,
+        route: Route | None = None,
     ) -> None:
         """Fill `answer`; tell `listener` as it comes. However it ends, the listener hears what it cost."""
         refused = False
         try:
             if listener is not None and listener.streams:
-                async with aclosing(self._deltas(answer, messages, stop, kwargs, within)) as batches:
+                async with aclosing(self._deltas(answer, messages, stop, kwargs, route)) as batches:
                     async for deltas in batches:
                         if speak_as is not None:
                             for delta in deltas:
@@ -228,7 +226,7 @@ class RoutedChat(BaseChatModel):
                         if listener.full:
                             await listener.drained()
                 return
-            whole = await self._whole(answer, messages, stop, kwargs, within)
+            whole = await self._whole(answer, messages, stop, kwargs, route)
             if listener is not None and speak_as is not None:
                 if whole.reasoning:
                     listener.reasoning(speak_as, whole.reasoning)
