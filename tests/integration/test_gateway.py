@@ -210,6 +210,32 @@ async def test_an_answer_that_has_begun_in_time_may_take_longer_than_its_timeout
     assert await ask(house, streamed=streamed) == ("slow but sure", "openai/m", 200)
 
 
+@DOORS
+async def test_a_call_that_is_cancelled_is_no_failure_and_its_trial_is_another_callers(
+    open_with: Opener, settings: Settings, provider: FakeProvider, streamed: bool
+) -> None:
+    pools = pool("openai/m", "mistral/m")
+    house = await open_with(gateway(settings, provider, model_pools=pools, failures_before_cooldown=1, cooldown=30))
+    router = in_order(house)
+    now = [0.0]
+    router.clock = lambda: now[0]
+    provider.then(Reply(status=500))
+    assert (await ask(house, streamed=streamed))[1] == "mistral/m"
+    now[0] = 30
+    provider.begun.clear()
+    provider.then(Reply(fault="hang_before"))
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as group:
+            group.start_soon(lambda: ask(house, streamed=streamed))
+            await provider.begun.wait()
+            assert (await ask(house, streamed=streamed))[1] == "mistral/m", "one at a time"
+            group.cancel_scope.cancel()
+        await provider.abort_seen.wait()
+    assert router.cooling() == 0
+    now[0] = 60
+    assert (await ask(house, streamed=streamed))[1] == "openai/m"
+
+
 async def test_nothing_is_replaced_after_the_first_word(
     open_with: Opener, settings: Settings, provider: FakeProvider
 ) -> None:

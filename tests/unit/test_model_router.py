@@ -199,6 +199,16 @@ def test_a_model_without_an_alternative_is_never_refused() -> None:
     assert routes.route("a/m").model == "a/m"
 
 
+def test_failures_of_one_that_is_set_aside_do_not_prolong_its_rest() -> None:
+    clock = Clock()
+    routes = router(POOL, clock, cooldown=30)
+    fail(routes, "a/m")
+    clock.now = 20
+    fail(routes, "a/m", times=5)  # calls that had begun before, or had nobody else
+    clock.now = 30
+    assert routes.route("pool/p").model == "a/m"
+
+
 def test_one_call_at_a_time_tries_whether_it_is_well_again() -> None:
     clock = Clock()
     routes = router(POOL, clock)
