@@ -80,7 +80,7 @@ async def open_services(
     metrics = metrics or Metrics()
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(open_database(settings))
-        llm = await stack.enter_async_context(open_llm_service(settings))
+        llm = await stack.enter_async_context(open_llm_service(settings, metrics))
         hasher = hasher or PasswordHasher()
         tools = ToolRegistry()
         tools.discover(settings.agents.plugins_dir)
