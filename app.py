@@ -15,6 +15,7 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
+from api import mcp
 from api.docs import install_docs
 from api.errors import install_error_handlers
 from api.http_protocol import GuardedHttpProtocol
@@ -97,6 +98,7 @@ def create_app(
     install_docs(app)
     for module in (completion, sessions, background, runs, schedules, health, auth, models, agents, users):
         app.include_router(module.router)
+    app.include_router(mcp.router)
     _add_middleware(app, settings, metrics)
     return app
 
@@ -153,6 +155,7 @@ def _add_middleware(app: FastAPI, settings: Settings, metrics: Metrics) -> None:
                 "x-session-id",
                 "last-event-id",
                 "idempotency-key",
+                "mcp-protocol-version",
             ],
             expose_headers=["x-request-id", "x-model", "x-run-id", "location", "retry-after"],
         )
