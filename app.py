@@ -156,8 +156,9 @@ def _add_middleware(app: FastAPI, settings: Settings, metrics: Metrics) -> None:
                 "last-event-id",
                 "idempotency-key",
                 "mcp-protocol-version",
+                "mcp-session-id",
             ],
-            expose_headers=["x-request-id", "x-model", "x-run-id", "location", "retry-after"],
+            expose_headers=["x-request-id", "x-model", "x-run-id", "location", "retry-after", "mcp-session-id"],
         )
     if server.allowed_hosts:
         app.add_middleware(AllowedHostsMiddleware, allowed=server.allowed_hosts)

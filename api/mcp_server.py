@@ -3,7 +3,8 @@
 The words are those of the official SDK (`mcp.types`); its server and its transport are not used: that transport ends
 its streams at SIGTERM and not after SHUTDOWN_GRACE, answers 500 to some bodies that are no JSON, and its server tells
 callers the text of any exception. Without sessions an answer needs its request and its caller, and nothing else: one
-object serves everybody.
+object serves everybody. The session id that clients get is a name for them, not a thing of ours: it only says whose
+call a `notifications/cancelled` means, and any is taken.
 """
 
 import asyncio
@@ -11,6 +12,7 @@ import logging
 from collections.abc import AsyncGenerator
 from contextlib import suppress
 from typing import Any, TypeVar
+from uuid import uuid4
 
 import orjson
 from mcp import types
@@ -30,9 +32,11 @@ from services.agent_tools import AgentAnswer, AgentCall, AgentTools, Listener
 logger = logging.getLogger(__name__)
 
 Params = TypeVar("Params", bound=BaseModel)
+_Call = tuple[str, str, types.RequestId]  # user, session id, id of the request
 
 _MAX_ID_CHARS = 200  # it is sent back
 _VERSION_HEADER = "mcp-protocol-version"
+_SESSION_HEADER = "mcp-session-id"
 _INSTRUCTIONS = (
     "Each tool is an agent: send it a message, get its answer. Send the session_id of an answer with the next call to "
     "go on with that conversation."
@@ -57,6 +61,7 @@ class AgentServer:
         self._heartbeat = heartbeat
         self._input = _schema_of(AgentCall)
         self._output = _schema_of(AgentAnswer)
+        self._going: dict[_Call, asyncio.Task[None]] = {}
 
     async def answer(self, message: dict[str, Any], request: Request, caller: Principal) -> Response:
         """The answer to one JSON object that a caller sent; its body has been read."""
@@ -67,6 +72,9 @@ class AgentServer:
 
     async def _answer(self, message: types.JSONRPCMessage, request: Request, caller: Principal) -> Response:
         asked = message.root
+        session = request.headers.get(_SESSION_HEADER)
+        if isinstance(asked, types.JSONRPCNotification) and asked.method == "notifications/cancelled":
+            self._cancel(asked.params or {}, session, caller)
         if not isinstance(asked, types.JSONRPCRequest):
             return Response(status_code=202)  # a notification or an answer: nothing that we would wait for
         version = request.headers.get(_VERSION_HEADER)
@@ -75,12 +83,24 @@ class AgentServer:
             raise _Refused(types.INVALID_REQUEST, f"This protocol version is not spoken here. Known: {known}.")
         params = asked.params or {}
         if asked.method == "tools/call" and "text/event-stream" in request.headers.get("accept", ""):
-            return EventStreamResponse(self._told(asked.id, params, caller))
+            call = None if session is None else (caller.user_id, session, asked.id)
+            return EventStreamResponse(self._told(asked.id, params, caller, call))
         try:
             result = await while_connected(request.receive, self._result(asked.method, params, caller))
         except _Refused as refused:
             return _json(_error(asked.id, refused))
-        return _json(_success(asked.id, result))
+        response = _json(_success(asked.id, result))
+        if asked.method == "initialize":
+            response.headers[_SESSION_HEADER] = uuid4().hex
+        return response
+
+    def _cancel(self, params: dict[str, Any], session: str | None, caller: Principal) -> None:
+        """End that call, if it is going on here and is the same caller's; as the protocol has it, it gets no answer."""
+        named = params.get("requestId")
+        if session is not None and isinstance(named, str | int):
+            task = self._going.get((caller.user_id, session, named))
+            if task is not None:
+                task.cancel()
 
     async def _result(self, method: str, params: dict[str, Any], caller: Principal) -> types.Result:
         match method:
@@ -139,7 +159,9 @@ class AgentServer:
             structuredContent=answer.model_dump(mode="json"),
         )
 
-    async def _told(self, id: types.RequestId, params: dict[str, Any], caller: Principal) -> AsyncGenerator[bytes]:
+    async def _told(
+        self, id: types.RequestId, params: dict[str, Any], caller: Principal, call: _Call | None
+    ) -> AsyncGenerator[bytes]:
         """A call's events: its progress for those who asked for it, its answer. Closing it cancels the run."""
         told: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
 
@@ -159,6 +181,8 @@ class AgentServer:
                 told.put_nowait(None)
 
         task = asyncio.create_task(work(), name="mcp call")
+        if call is not None:
+            self._going[call] = task
         try:
             while True:
                 try:
@@ -171,6 +195,8 @@ class AgentServer:
                     return
                 yield b"event: message\ndata: " + orjson.dumps(message) + b"\n\n"
         finally:
+            if call is not None and self._going.get(call) is task:
+                del self._going[call]
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task

@@ -93,6 +93,11 @@ class Connection(ABC):
         try:
             async with asyncio.timeout(seconds):
                 return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            this = asyncio.current_task()
+            if task.cancelled() and this is not None and not this.cancelling():
+                raise _Gone("the connection broke") from None  # its doing, not ours: the run goes on
+            raise
         finally:
             task.cancel()
 
@@ -117,7 +122,10 @@ class Connection(ABC):
             elif name in fit:
                 left_out[f"{name} (again)"] = "another tool of the same server has that name"
             else:
-                fit[name] = as_langchain(name, tool, self)
+                try:
+                    fit[name] = as_langchain(name, tool, self)
+                except Exception as error:  # a schema may be wrong in any way; the other tools must not care
+                    left_out[name] = f"it cannot be read ({type(error).__name__})"
         self._reason = None
         self._registry.server_answered(self.name, fit.values(), left_out)
         logger.info("MCP server answered", extra={"server": self.name, "tools": len(fit)})

@@ -296,6 +296,42 @@ async def test_a_client_that_leaves_cancels_the_run(
     assert fed.services.agents.open_runs == 0
 
 
+async def told_session(house: House) -> str:
+    params = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "x", "version": "1"}}
+    message = {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": params}
+    return (await house.client.post("/mcp", json=message, headers=BOTH)).headers["mcp-session-id"]
+
+
+async def test_a_client_that_says_so_cancels_its_run_and_only_its_own(fed: House, provider: FakeProvider) -> None:
+    await fed.add_user("eve")
+    eve = {"authorization": f"Bearer {(await fed.log_in('eve', 'a good password')).json()['access_token']}"}
+    mine, other = await told_session(fed), await told_session(fed)
+    assert mine != other
+    provider.then(Reply(fault="hang_before"))
+    headers = {**BOTH, "mcp-session-id": mine}
+    asked = asyncio.create_task(fed.client.post("/mcp", json=asking("simple", "x"), headers=headers))
+
+    async def cancel(session: str, number: object, **more: str) -> None:
+        message = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": number}}
+        answer = await fed.client.post("/mcp", json=message, headers={**BOTH, "mcp-session-id": session, **more})
+        assert answer.status_code == 202
+
+    with anyio.fail_after(10):
+        await provider.begun.wait()
+        await cancel(other, 7)
+        await cancel(mine, 8)
+        await cancel(mine, [7])
+        await cancel(mine, 7, **eve)
+        assert not provider.abort_seen.is_set()
+        assert (await fed.client.get("/api/runs")).json()["runs"][0]["status"] == "running"
+        await cancel(mine, 7)
+        await provider.abort_seen.wait()
+        answer = await asked
+    assert (answer.status_code, "result" in answer.text, "error" in answer.text) == (200, False, False)
+    assert (await fed.client.get("/api/runs")).json()["runs"][0]["status"] == "cancelled"
+    assert fed.app.state.mcp._going == {}
+
+
 async def test_a_provider_that_fails_is_told_without_its_words(fed: House, provider: FakeProvider) -> None:
     provider.default = Reply(status=401, error={"message": "bad key sk-secret", "type": "x"})
     async with mcp_session(fed.url, fed.tokens["access_token"]) as session:
