@@ -28,7 +28,9 @@ def make_server() -> FastMCP:
 
     @server.tool()
     async def hang() -> str:
-        """Never answer."""
+        """Never answer; FAKE_MARK is there when it has begun."""
+        if mark := os.environ.get("FAKE_MARK"):
+            Path(mark).touch()  # noqa: ASYNC240 - a test waits for it
         await asyncio.Event().wait()
         return ""
 

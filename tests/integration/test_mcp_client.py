@@ -255,8 +255,13 @@ async def test_a_process_that_dies_is_started_again(open_with: Opener, settings:
 async def test_calls_of_one_process_do_not_wait_for_each_other(
     open_with: Opener, settings: Settings, tmp_path: Path
 ) -> None:
-    house = await open_with(with_servers(settings, tmp_path, '"mcp:local"', local=over_stdio()))
+    mark = tmp_path / "hangs"
+    local = McpServer(command=sys.executable, args=(SCRIPT,), env={"FAKE_MARK": SecretStr(str(mark))})
+    house = await open_with(with_servers(settings, tmp_path, '"mcp:local"', local=local))
     hanging = asyncio.create_task(ask(house, "call local_hang with {}"))
+    async with soon() as wait:
+        while not mark.exists():
+            await wait()
     assert "the sum is 5" in await ask(house, 'call local_add with {"a": 2, "b": 3}')
     assert not hanging.done()
     assert "its process ended before it had answered" in await ask(house, "call local_die with {}")
