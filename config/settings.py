@@ -25,6 +25,7 @@ from config.fields import (
     SettingsGroup,
     TextList,
 )
+from config.mcp_settings import McpSettings
 from config.routing_settings import POOL, Fallbacks, ModelPool, PoolName, pool_of
 from config.run_settings import RunSettings
 from domain.enums import SessionKind
@@ -405,6 +406,7 @@ class Settings(BaseSettings):
     providers: ProviderSettings = ProviderSettings()
     agents: AgentSettings = AgentSettings()
     runs: RunSettings = RunSettings()
+    mcp: McpSettings = McpSettings()
     retention: RetentionSettings = RetentionSettings()
     rate_limits: RateLimitSettings = RateLimitSettings()
     tracing: TracingSettings = TracingSettings()
