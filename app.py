@@ -15,6 +15,7 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
+from api import mcp
 from api.docs import install_docs
 from api.errors import install_error_handlers
 from api.http_protocol import GuardedHttpProtocol
@@ -102,6 +103,7 @@ def create_app(
     native = (completion, sessions, background, runs, schedules, health, auth, models, agents, users)
     for module in (*native, openai_models, embeddings):
         app.include_router(module.router)
+    app.include_router(mcp.router)
     _add_middleware(app, settings, metrics)
     return app
 
@@ -158,8 +160,10 @@ def _add_middleware(app: FastAPI, settings: Settings, metrics: Metrics) -> None:
                 "x-session-id",
                 "last-event-id",
                 "idempotency-key",
+                "mcp-protocol-version",
+                "mcp-session-id",
             ],
-            expose_headers=["x-request-id", "x-model", "x-run-id", "location", "retry-after"],
+            expose_headers=["x-request-id", "x-model", "x-run-id", "location", "retry-after", "mcp-session-id"],
         )
     if server.allowed_hosts:
         app.add_middleware(AllowedHostsMiddleware, allowed=server.allowed_hosts)

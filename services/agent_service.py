@@ -49,8 +49,8 @@ _BUILD_LIMIT = 30.0  # seconds that an agent's builder may take
 
 Graph = CompiledStateGraph[Any, Any, Any, Any]
 Saver: TypeAlias = BaseCheckpointSaver[Any]
-#: Agent, model, what a caller may set (temperature, max_tokens, top_p, stop, seed, schema), durable.
-_Key = tuple[str, str, float | None, int | None, float | None, tuple[str, ...], int | None, str | None, bool]
+#: Agent and its version, model, what a caller may set (temperature, max_tokens, top_p, stop, seed, schema), durable.
+_Key = tuple[str, int, str, float | None, int | None, float | None, tuple[str, ...], int | None, str | None, bool]
 _HISTORY_PAGE = 1_000
 
 
@@ -130,9 +130,17 @@ class AgentService:
         """
         stream = await self.stream(request, caller, streams=False)
         events = await stream.collect()
+        return self.result_of(stream, events[-1].event)
+
+    @staticmethod
+    def result_of(stream: RunStream, last: AgentEvent) -> CompletionResult:
+        """What came of a run that has been read to its end; `last` is its last event.
+
+        Raises:
+            RouteurError: whatever made the run fail.
+        """
         if stream.error is not None:
             raise stream.error
-        last = events[-1].event
         if isinstance(last, RunCancelled):
             raise Conflict("The run was cancelled.", code="run_cancelled")
         if not isinstance(last, RunFinished):
@@ -204,7 +212,9 @@ class AgentService:
     ) -> Resolved:
         """Who is to answer this caller. Raises as `stream`."""
         session = await require_session(self._store, session_id, caller) if session_id is not None else None
-        agent = self._agent(agent_id or (session.agent if session else self._registry.default_agent), caller)
+        key = agent_id or (session.agent if session else self._registry.default_agent)
+        await self._registry.settle(key)
+        agent = self._agent(key, caller)
         chosen = (await self._llm.resolve(model, agent.spec.model)).id
         if caller.allowed_models and chosen not in caller.allowed_models:
             raise Forbidden(f"This key may not use the model '{chosen}'.", code="model_not_allowed", param="model")
@@ -225,6 +235,7 @@ class AgentService:
         Raises:
             RouteurError: its agent or its model is not here (any more).
         """
+        await self._registry.settle(run.agent)
         agent = self._registry.get(run.agent)
         model, session_id = run.model or "", run.session_id or ""
         wish = RunParameters.model_validate(run.request or {})
@@ -329,7 +340,8 @@ class AgentService:
         asked = wish.parameters
         schema = asked.response_format.model_dump_json() if asked.response_format else None
         key = (
-            *(agent.id, model, asked.temperature, asked.max_tokens, asked.top_p, asked.stop, asked.seed, schema),
+            *(agent.id, self._registry.version_of(agent), model),
+            *(asked.temperature, asked.max_tokens, asked.top_p, asked.stop, asked.seed, schema),
             durable,
         )
         compiled = self._graphs.get(key)
@@ -342,7 +354,8 @@ class AgentService:
 
     async def _build(self, key: _Key, agent: RegisteredAgent, asked: ModelParameters) -> _Compiled:
         self.compiled += 1
-        llm = self._llm.get_llm(key[1], parameters=agent.spec.parameters.merged(asked))
+        self._forget_older(key)
+        llm = self._llm.get_llm(key[2], parameters=agent.spec.parameters.merged(asked))
         durable = key[-1]
         graph = await self._compile(agent, llm, await self._checkpoints.saver() if durable else None)
         keeps = agent.spec.memory.kind == "session" and remembers_more(graph)
@@ -352,6 +365,11 @@ class AgentService:
         if len(self._graphs) > self._settings.graph_cache_size:
             self._graphs.popitem(last=False)
         return compiled
+
+    def _forget_older(self, key: _Key) -> None:
+        """Graphs with tools that are not there any more are not asked for again."""
+        for other in [one for one in self._graphs if one[0] == key[0] and one[1] < key[1]]:
+            del self._graphs[other]
 
     async def _compile(self, agent: RegisteredAgent, llm: BaseChatModel, saver: Saver | None = None) -> Graph:
         """In a thread: a builder is somebody's code and may wait for anything, and nobody else is to wait with it."""

@@ -20,6 +20,7 @@ from services.direct_service import DirectService
 from services.embedding_service import EmbeddingService
 from services.idempotency_service import IdempotencyService
 from services.llm_service import LLMService, open_llm_service
+from services.mcp_servers import open_mcp_servers
 from services.open_runs import OpenRuns
 from services.retention_service import RetentionService
 from services.run_events import RunEvents
@@ -80,10 +81,11 @@ async def open_services(
     metrics = metrics or Metrics()
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(open_database(settings))
-        llm = await stack.enter_async_context(open_llm_service(settings))
+        llm = await stack.enter_async_context(open_llm_service(settings, metrics))
         hasher = hasher or PasswordHasher()
         tools = ToolRegistry()
         tools.discover(settings.agents.plugins_dir)
+        await stack.enter_async_context(open_mcp_servers(settings.mcp, tools))
         registry = AgentRegistry(tools, default_agent=settings.providers.default_agent)
         registry.discover(settings.agents.plugins_dir)
         checkpoints = Checkpoints(settings)
