@@ -213,8 +213,20 @@ def _asked_directly(body: dict[str, Any], model: str) -> tuple[Answer, list[Delt
 
 
 def _readable(message: Mapping[str, Any]) -> dict[str, Any]:
-    """What the rules read of a message: not the calls, whose arguments need not be JSON, and which may stand alone."""
-    return {"content": "", **{name: value for name, value in message.items() if name != "tool_calls"}}
+    """A message as LangChain reads it: calls may stand without content, and their arguments need be no JSON object."""
+    read = {"content": "", **message}
+    if calls := message.get("tool_calls"):
+        read["tool_calls"] = [_readable_call(call) for call in calls]
+    return read
+
+
+def _readable_call(call: Mapping[str, Any]) -> dict[str, Any]:
+    function = call["function"]
+    try:
+        given_as_object = isinstance(orjson.loads(function["arguments"]), dict)
+    except orjson.JSONDecodeError:
+        given_as_object = False
+    return dict(call) if given_as_object else {**call, "function": {**function, "arguments": "{}"}}
 
 
 async def _told(head: dict[str, Any], answer: Answer, deltas: list[Delta]) -> AsyncIterator[list[bytes]]:
