@@ -16,6 +16,7 @@ from api.openai.door import (
     Target,
     add_lean_route,
     answer_headers,
+    is_aside,
     json_of,
     session_of,
     target_of,
@@ -52,7 +53,8 @@ async def create_chat_completion(request: Request) -> Response:
     target = target_of(asked.model)
     metadata: dict[str, Any] = dict(asked.metadata or {})
     services = services_of(request)
-    session_id = await session_of(request, metadata, services.sessions, target.agent or DIRECT, caller)
+    aside = is_aside(request, body["messages"])
+    session_id = await session_of(request, metadata, services.sessions, target.agent or DIRECT, caller, aside=aside)
     if target.agent is None:
         return await _ask_model(request, body, asked, session_id, metadata, caller)
     return await _ask_agent(request, body, asked, target, session_id, metadata, caller)

@@ -1,7 +1,7 @@
 """What all routes of /v1 share: how a body is read, who is meant by `model`, which session a call belongs to."""
 
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -18,6 +18,7 @@ from domain.agents import AGENT_ID_PATTERN, SESSION_ID_PATTERN
 from domain.auth import Principal
 from domain.errors import InvalidRequest, UnsupportedMedia
 from services.session_service import SessionService
+from services.wire_messages import WireMessage, wire_text
 
 Asked = TypeVar("Asked", bound=BaseModel)
 
@@ -26,7 +27,8 @@ _AGENT_ID = re.compile(AGENT_ID_PATTERN)
 _SESSION_ID = re.compile(SESSION_ID_PATTERN)
 _MAX_CHAT_ID = 200
 #: Headers in which clients name a chat of theirs: Open WebUI's own, and what LibreChat and others can be told to send.
-CHAT_ID_HEADERS = ("x-openwebui-chat-id", "x-conversation-id")
+OPEN_WEBUI_CHAT = "x-openwebui-chat-id"
+CHAT_ID_HEADERS = (OPEN_WEBUI_CHAT, "x-conversation-id")
 
 
 class LeanRoute(APIRoute):
@@ -144,10 +146,28 @@ def bound_session(request: Request, metadata: dict[str, Any]) -> str | None:
     return session_id
 
 
+def is_aside(request: Request, messages: Sequence[WireMessage]) -> bool:
+    """Open WebUI wants a title, tags or the like for a chat: the call names the chat, and is no part of it.
+
+    Its prompts for that begin alike. A human's question that does is not lost to the chat: the next call repeats it.
+    """
+    named = OPEN_WEBUI_CHAT in request.headers
+    return named and len(messages) == 1 and wire_text(messages[0]).startswith("### Task:")
+
+
 async def session_of(
-    request: Request, metadata: dict[str, Any], sessions: SessionService, agent: str, caller: Principal
+    request: Request,
+    metadata: dict[str, Any],
+    sessions: SessionService,
+    agent: str,
+    caller: Principal,
+    *,
+    aside: bool = False,
 ) -> str | None:
     """The session of this call: one of ours by its id, or that of a chat that the client counts itself.
+
+    Args:
+        aside: the call is no part of the chat that it names.
 
     Raises:
         InvalidRequest: as `bound_session`.
@@ -156,7 +176,7 @@ async def session_of(
     bound = bound_session(request, metadata)
     if bound is not None:
         return bound
-    for header in CHAT_ID_HEADERS:
+    for header in () if aside else CHAT_ID_HEADERS:
         chat = request.headers.get(header, "").strip()
         if chat:
             if len(chat) > _MAX_CHAT_ID:
