@@ -27,7 +27,9 @@ from api.middleware.request_id import RequestIdMiddleware
 from api.middleware.security_headers import SecurityHeadersMiddleware
 from api.middleware.unexpected import UnexpectedErrorMiddleware
 from api.openai import models as openai_models
+from api.openai import responses as openai_responses
 from api.openai.chat import install_chat
+from api.openai.responses import install_responses
 from api.openapi import install_openapi
 from api.openai import embeddings
 from api.routes import agents, auth, background, completion, health, models, runs, schedules, sessions, users
@@ -136,8 +138,9 @@ def create_app(
     install_openapi(app)
     install_docs(app)
     install_chat(app)
+    install_responses(app)
     native = (completion, sessions, background, runs, schedules, health, auth, models, agents, users)
-    for module in (*native, openai_models, embeddings):
+    for module in (*native, openai_models, openai_responses, embeddings):
         app.include_router(module.router)
     app.include_router(mcp.router)
     _add_middleware(app, settings, metrics)

@@ -6,13 +6,13 @@ after that a failure is an event. invoke is stream, collected.
 
 import asyncio
 from collections import OrderedDict, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol, TypeAlias
 
 from langchain_core.language_models.chat_models import BaseChatModel
-from langchain_core.messages import BaseMessage
+from langchain_core.messages import BaseMessage, ToolMessage
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.graph.state import CompiledStateGraph
@@ -156,11 +156,19 @@ class AgentService:
             finish_reason=last.finish_reason,
         )
 
-    async def stream(self, request: CompletionRequest, caller: Principal, *, streams: bool = True) -> RunStream:
+    async def stream(
+        self,
+        request: CompletionRequest,
+        caller: Principal,
+        *,
+        streams: bool = True,
+        door: dict[str, Any] | None = None,
+    ) -> RunStream:
         """The run that answers `request`, ready to be iterated: written down, and nothing asked of a model yet.
 
         Args:
             streams: False when nobody reads along; the provider is then asked for one whole answer.
+            door: what its door wants to know of it later (`RunStart.request`).
 
         Raises:
             NotFound: the caller has no such session.
@@ -175,9 +183,9 @@ class AgentService:
         self._runs.check_room()
         compiled = await self._graph(agent, model, request)
         asked = to_langchain(request.messages or [Message(role=Role.USER, content=request.message or "")])
-        book = await self._begin(request, caller, resolved, asked)
+        book = await self._begin(request, caller, resolved, asked, door)
         try:
-            earlier = await self._earlier(agent, book.begun, compiled.checkpointed) if session is not None else []
+            earlier = [] if session is None else await self._earlier(agent, book.begun, compiled.checkpointed, asked)
         except BaseException as error:
             await book.abandon(error)
             raise
@@ -260,7 +268,7 @@ class AgentService:
         if mark is None or past is None:
             later = await self.stored(session_id, book.begun.first_index - 1)
             asked = from_records([raw for raw in later if raw.run_id == run.id])
-            conversation = [*await self._earlier(agent, book.begun, compiled.checkpointed), *asked]
+            conversation = [*await self._earlier(agent, book.begun, compiled.checkpointed, asked), *asked]
             given = {**(wish.state or {}), "messages": conversation}
             if past is not None:
                 past.cut, past.dropped = all_texts(told), list(past.laws.open_tools)
@@ -303,7 +311,12 @@ class AgentService:
         return stored
 
     async def _begin(
-        self, request: CompletionRequest, caller: Principal, resolved: Resolved, asked: list[BaseMessage]
+        self,
+        request: CompletionRequest,
+        caller: Principal,
+        resolved: Resolved,
+        asked: list[BaseMessage],
+        door: dict[str, Any] | None,
     ) -> Book:
         now = datetime.now(UTC)
         session = resolved.session
@@ -317,17 +330,21 @@ class AgentService:
                 messages=[to_record(message, now) for message in asked],
                 text=question_of(asked),
                 metadata=request.metadata,
+                request=None if door is None else {**door, "asked": len(asked)},
             )
         )
 
-    async def _earlier(self, agent: RegisteredAgent, begun: RunBegun, checkpointed: bool) -> list[BaseMessage]:
+    async def _earlier(
+        self, agent: RegisteredAgent, begun: RunBegun, checkpointed: bool, asked: Sequence[BaseMessage]
+    ) -> list[BaseMessage]:
         """What was said before in this session, as far as the agent is to know it and its checkpoint does not."""
         if agent.spec.memory.kind == "none":
             return []
         after = begun.synced - 1 if checkpointed else -1
         if not checkpointed and agent.spec.memory.max_messages is not None:
             after = max(after, begun.first_index - 1 - agent.spec.memory.max_messages)
-        return from_records(await self.stored(begun.session_id, after, begun.first_index))
+        answers = [message.tool_call_id for message in asked if isinstance(message, ToolMessage)]
+        return from_records(await self.stored(begun.session_id, after, begun.first_index), answers)
 
     def _agent(self, key: str, caller: Principal) -> RegisteredAgent:
         agent = self._registry.get(key)

@@ -22,6 +22,7 @@ from services.idempotency_service import IdempotencyService
 from services.llm_service import LLMService, open_llm_service
 from services.mcp_servers import open_mcp_servers
 from services.open_runs import OpenRuns
+from services.response_service import ResponseService
 from services.retention_service import RetentionService
 from services.run_events import RunEvents
 from services.run_recorder import RunRecorder, open_recorder
@@ -50,6 +51,7 @@ class Services:
     records: RecordStore
     recorder: RunRecorder
     sessions: SessionService
+    responses: ResponseService
     runs: RunService
     idempotency: IdempotencyService
     checkpoints: Checkpoints
@@ -99,6 +101,7 @@ async def open_services(
             llm, registry, runs, settings.agents, store=records, recorder=recorder, checkpoints=checkpoints
         )
         stack.push_async_callback(agents.aclose)
+        sessions = SessionService(records, recorder, checkpoints, registry)
         direct = DirectService(llm, agents, runs, records, recorder)
         idempotency = IdempotencyService(database)
         ring = KeyRing.from_settings(settings.security, settings.storage.data_dir)
@@ -125,7 +128,8 @@ async def open_services(
             embeddings=EmbeddingService(llm, records, metrics, settings.agents.max_concurrent_runs),
             records=records,
             recorder=recorder,
-            sessions=SessionService(records, recorder, checkpoints, registry),
+            sessions=sessions,
+            responses=ResponseService(records, sessions),
             runs=RunService(records, database),
             idempotency=idempotency,
             checkpoints=checkpoints,

@@ -32,7 +32,7 @@ from services.llm_service import LLMService
 from services.open_runs import OpenRuns
 from services.run_recorder import Asked, Book, RunRecorder, Told
 from services.session_service import require_session
-from services.wire_messages import WireMessage, to_wire, unsaid, wire_question, wire_record, wire_text
+from services.wire_messages import WireMessage, answers_in, to_wire, unsaid, wire_question, wire_record, wire_text
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +47,7 @@ class DirectRequest:
         body: all of it; `messages` are dictionaries that have a `role`.
         model: what is asked for.
         unheard: messages for this one call, put first and kept in no session.
+        door: what its door wants to know of it later (`RunStart.request`).
     """
 
     body: Mapping[str, Any]
@@ -55,7 +56,7 @@ class DirectRequest:
     session_id: str | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
     unheard: tuple[WireMessage, ...] = ()
-    response: dict[str, Any] | None = None
+    door: dict[str, Any] | None = None
 
 
 class DirectService:
@@ -92,7 +93,7 @@ class DirectService:
         if resolved.session is not None:
             stored = await self._agents.stored(resolved.session.id, -1)
             last = stored[-1].message_index if stored else -1
-            conversation = from_records(stored)
+            conversation = from_records(stored, answers_in(sent))
             sent = [sent[place] for place in unsaid(conversation, sent)]
             earlier = to_wire(conversation)
         now = datetime.now(UTC)
@@ -106,12 +107,13 @@ class DirectService:
                 messages=[wire_record(message, now) for message in sent],
                 text=wire_question(sent),
                 metadata=request.metadata,
-                request=request.response,
+                request=None if request.door is None else {**request.door, "asked": len(sent)},
             )
         )
         if resolved.session is not None and book.begun.first_index != last + 1:
             # Somebody has said something between our look and our word.
-            earlier = to_wire(from_records(await self._agents.stored(book.session_id, -1, book.begun.first_index)))
+            stored = await self._agents.stored(book.session_id, -1, book.begun.first_index)
+            earlier = to_wire(from_records(stored, answers_in(sent)))
         body = {**request.body, "messages": [*request.unheard, *earlier, *sent]}
         run = DirectRun(self, book, body, resolved.model, self._agents.limit_of(resolved.agent), request.streamed)
         self._recorder.follow(run)
@@ -126,7 +128,7 @@ class DirectService:
         await require_session(self._store, session_id, caller)
         if len(sent) == 1:
             return [0]
-        return unsaid(from_records(await self._agents.stored(session_id, -1)), sent)
+        return unsaid(from_records(await self._agents.stored(session_id, -1), answers_in(sent)), sent)
 
 
 class DirectRun:
@@ -291,7 +293,7 @@ class DirectRun:
             except InvalidRequest as error:
                 if not route.skipped():
                     raise
-                logger.warning("a model cannot take what is asked", extra={"model": self.model, "code": error.code})
+                logger.warning("model cannot take the parameters and is passed over", extra={"model": self.model, "code": error.code})
                 continue
             patience = Patience(route.timeout, 0) if route.spare else Patience(route.timeout)
             return self._provider, body, patience
