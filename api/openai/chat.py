@@ -16,7 +16,6 @@ from api.openai.door import (
     Target,
     add_lean_route,
     answer_headers,
-    is_aside,
     json_of,
     session_of,
     target_of,
@@ -53,8 +52,8 @@ async def create_chat_completion(request: Request) -> Response:
     target = target_of(asked.model)
     metadata: dict[str, Any] = dict(asked.metadata or {})
     services = services_of(request)
-    aside = is_aside(request, body["messages"])
-    session_id = await session_of(request, metadata, services.sessions, target.agent or DIRECT, caller, aside=aside)
+    agent = target.agent or DIRECT
+    session_id = await session_of(request, metadata, services.sessions, agent, caller, body["messages"])
     if target.agent is None:
         return await _ask_model(request, body, asked, session_id, metadata, caller)
     return await _ask_agent(request, body, asked, target, session_id, metadata, caller)

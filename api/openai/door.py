@@ -18,7 +18,7 @@ from domain.agents import AGENT_ID_PATTERN, SESSION_ID_PATTERN
 from domain.auth import Principal
 from domain.errors import InvalidRequest, UnsupportedMedia
 from services.session_service import SessionService
-from services.wire_messages import WireMessage, wire_text
+from services.wire_messages import WireMessage, wire_question, wire_text
 
 Asked = TypeVar("Asked", bound=BaseModel)
 
@@ -146,28 +146,18 @@ def bound_session(request: Request, metadata: dict[str, Any]) -> str | None:
     return session_id
 
 
-def is_aside(request: Request, messages: Sequence[WireMessage]) -> bool:
-    """Open WebUI wants a title, tags or the like for a chat: the call names the chat, and is no part of it.
-
-    Its prompts for that begin alike. A human's question that does is not lost to the chat: the next call repeats it.
-    """
-    named = OPEN_WEBUI_CHAT in request.headers
-    return named and len(messages) == 1 and wire_text(messages[0]).startswith("### Task:")
-
-
 async def session_of(
     request: Request,
     metadata: dict[str, Any],
     sessions: SessionService,
     agent: str,
     caller: Principal,
-    *,
-    aside: bool = False,
+    messages: Sequence[WireMessage] = (),
 ) -> str | None:
     """The session of this call: one of ours by its id, or that of a chat that the client counts itself.
 
     Args:
-        aside: the call is no part of the chat that it names.
+        messages: what it asks; they name a new chat, and tell what is asked beside one.
 
     Raises:
         InvalidRequest: as `bound_session`.
@@ -176,13 +166,24 @@ async def session_of(
     bound = bound_session(request, metadata)
     if bound is not None:
         return bound
-    for header in () if aside else CHAT_ID_HEADERS:
+    for header in CHAT_ID_HEADERS:
         chat = request.headers.get(header, "").strip()
         if chat:
             if len(chat) > _MAX_CHAT_ID:
                 raise InvalidRequest(f"The chat id in {header} is too long.", param=header)
-            return await sessions.of_chat(chat, agent, caller)
+            if header == OPEN_WEBUI_CHAT and _is_aside(messages):
+                return None
+            title = wire_question(messages) if messages else ""
+            return await sessions.of_chat(chat, agent, caller, title)
     return None
+
+
+def _is_aside(messages: Sequence[WireMessage]) -> bool:
+    """Open WebUI wants a title, tags or the like for a chat: the call names the chat, and is no part of it.
+
+    Its prompts for that begin alike. A human's question that does is not lost to the chat: the next call repeats it.
+    """
+    return len(messages) == 1 and wire_text(messages[0]).startswith("### Task:")
 
 
 def answer_headers(model: str, run_id: str, session_id: str | None, replaced: tuple[str, ...] = ()) -> dict[str, str]:

@@ -58,3 +58,12 @@ async def test_a_title_for_a_chat_is_asked_for_beside_it(house: House) -> None:
     _, session = await ask(house, "titled", "agent/simple", [{"role": "user", "content": "Hello!"}], stream=False)
     assert beside != session
     assert await said_in(house, session) == ["Hello!"]
+    assert (await house.client.get(f"/api/sessions/{session}")).json()["title"] == "Hello!"
+
+
+async def test_any_question_can_name_a_chat(house: House) -> None:
+    question = "a" + "\u0001" * 300
+    _, session = await ask(house, "odd", "agent/simple", [{"role": "user", "content": question}], stream=False)
+    title = (await house.client.get(f"/api/sessions/{session}")).json()["title"]
+    assert title.startswith("a\\x01")
+    assert len(title) <= 200
