@@ -293,7 +293,10 @@ class DirectRun:
             except InvalidRequest as error:
                 if not route.skipped():
                     raise
-                logger.warning("model cannot take the parameters and is passed over", extra={"model": self.model, "code": error.code})
+                logger.warning(
+                    "model cannot take the parameters and is passed over",
+                    extra={"model": self.model, "code": error.code},
+                )
                 continue
             patience = Patience(route.timeout, 0) if route.spare else Patience(route.timeout)
             return self._provider, body, patience
