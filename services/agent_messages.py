@@ -91,12 +91,16 @@ def asked_again(stored: Sequence[RawMessage]) -> list[BaseMessage]:
     return messages
 
 
-def from_records(stored: Sequence[RawMessage]) -> list[BaseMessage]:
-    """Stored messages as a conversation that every provider takes: each tool call is answered, nothing is empty."""
+def from_records(stored: Sequence[RawMessage], answers: Iterable[str] = ()) -> list[BaseMessage]:
+    """Stored messages as a conversation that every provider takes: each tool call is answered, nothing is empty.
+
+    Args:
+        answers: ids of calls whose answers come after these messages.
+    """
     conversation: list[BaseMessage] = []
     for raw in stored:
         conversation += _from_record(raw)
-    answered = {message.tool_call_id for message in conversation if isinstance(message, ToolMessage)}
+    answered = {message.tool_call_id for message in conversation if isinstance(message, ToolMessage)} | set(answers)
     called: set[str | None] = set()
     whole: list[BaseMessage] = []
     for message in conversation:

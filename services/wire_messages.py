@@ -29,6 +29,11 @@ def wire_question(messages: Sequence[Mapping[str, Any]]) -> str:
     return wire_text(next((one for one in reversed(messages) if one.get("role") == "user"), messages[-1]))
 
 
+def answers_in(messages: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Ids of the tool calls that these messages answer."""
+    return [message["tool_call_id"] for message in messages if message["role"] == "tool"]
+
+
 def wire_record(message: Mapping[str, Any], at: datetime) -> NewMessage:
     """A message as it is stored: in LangChain's dictionary form, as everything that our own agents say."""
     kind = _TYPES[message["role"]]

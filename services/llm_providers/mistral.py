@@ -1,8 +1,7 @@
 """Mistral AI."""
 
-from typing import Any, Self, cast
+from typing import Any, Self
 
-from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.messages import BaseMessage
 from langchain_mistralai import ChatMistralAI
 from pydantic import SecretStr, model_validator
@@ -38,6 +37,9 @@ class MistralChat(CompletionsChat, ChatMistralAI):  # type: ignore[misc] # its _
         """Takes the place of ChatMistralAI's, which builds two httpx clients for each instance."""
         return self
 
+    def _adopted(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        return {**kwargs, "tool_choice": "any"} if kwargs.get("tool_choice") == "required" else kwargs
+
     def _ask(
         self, messages: list[BaseMessage], stop: list[str] | None, *, stream: bool, **kwargs: Any
     ) -> dict[str, Any]:
@@ -50,7 +52,7 @@ class Provider(BaseProvider):
 
     vendor = MISTRAL
 
-    def chat_model(self, name: str, parameters: ModelParameters, fallbacks: list[BaseChatModel]) -> BaseChatModel:
+    def chat_model(self, name: str, parameters: ModelParameters) -> RoutedChat:
         """ChatMistralAI, sending through our client."""
         if parameters.temperature is not None and parameters.temperature > _MAX_TEMPERATURE:
             raise InvalidRequest("Mistral's models take a temperature from 0 to 1.", param="temperature")
@@ -58,7 +60,6 @@ class Provider(BaseProvider):
             model_name=name,
             routeur_id=f"{self.config.name}/{name}",
             provider_client=self.client,
-            fallbacks=cast(list[RoutedChat], fallbacks),
             **given(
                 parameters,
                 temperature="temperature",

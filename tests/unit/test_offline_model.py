@@ -15,7 +15,7 @@ pytestmark = pytest.mark.anyio
 
 def model(**parameters: object) -> OfflineChat:
     provider = Provider(ProviderConfig("offline", "offline", "", None, "embedded", ""))
-    made = provider.chat_model("rules", ModelParameters.model_validate(parameters), [])
+    made = provider.chat_model("rules", ModelParameters.model_validate(parameters))
     assert isinstance(made, OfflineChat)
     return made
 
