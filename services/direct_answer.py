@@ -77,14 +77,17 @@ class DirectAnswer(Answer):
         except ValueError:
             events = self._readable(client, datas)
         texts, out, kept = self.texts, block.datas, block.events
-        alone = self._choices == 1  # of several answers only the first is the record's
         try:
             for event, data in zip(events, datas, strict=False):
                 choices = event.get("choices")
-                if alone and choices and len(choices) == 1 and not event.get("usage") and self.finish is None:
+                if choices and len(choices) == 1 and not event.get("usage") and self.finish is None:
                     choice = choices[0]
                     delta = choice.get("delta")
-                    if delta and len(delta) == 1 and not choice.get("finish_reason"):
+                    if (
+                        delta
+                        and len(delta) == 1
+                        and not (choice.get("finish_reason") or choice.get("index") or event.get("error"))
+                    ):
                         content = delta.get("content")
                         if type(content) is str:  # nearly all frames
                             texts.append(content)
