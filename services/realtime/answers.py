@@ -163,7 +163,8 @@ class AgentAnswer:
                 for envelope in envelopes:
                     event = envelope.event
                     if isinstance(event, TextDelta):
-                        pieces.append(TextPiece(event.message_id, event.text, event.done))
+                        ended = event.done and event.message_id not in self._run.cut
+                        pieces.append(TextPiece(event.message_id, event.text, ended))
                     elif event.terminal:
                         self._note(event)
                 if pieces:

@@ -722,8 +722,9 @@ async def test_a_half_open_socket_is_noticed(open_with: Opener, settings: Settin
     reader, writer = await asyncio.open_connection(host, int(port))
     key = "dGhlIHNhbXBsZSBub25jZQ=="
     head = (
-        f"GET /realtime HTTP/1.1\r\nhost: x\r\nupgrade: websocket\r\nconnection: Upgrade\r\nsec-websocket-version: 13\r\n"
-        f"sec-websocket-key: {key}\r\nauthorization: Bearer {house.tokens['access_token']}\r\n\r\n"
+        "GET /realtime HTTP/1.1\r\nhost: x\r\nupgrade: websocket\r\nconnection: Upgrade\r\n"
+        f"sec-websocket-version: 13\r\nsec-websocket-key: {key}\r\n"
+        f"authorization: Bearer {house.tokens['access_token']}\r\n\r\n"
     )
     writer.write(head.encode())
     assert (await reader.readline()).startswith(b"HTTP/1.1 101")
