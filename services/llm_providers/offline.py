@@ -8,7 +8,7 @@ import asyncio
 import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, cast
 
 import orjson
@@ -29,6 +29,7 @@ from services.llm_providers.wire.answer import Answer, Delta, Fragment
 from services.llm_providers.wire.completions import OFFLINE
 from services.llm_providers.wire.parameters import given
 from services.llm_providers.wire.routed import RoutedChat
+from services.question_reading import Reading, arguments_for, asked_call, instance_of, wanted_keys
 
 NAME = "rules"
 HASH = "hash"
@@ -39,7 +40,6 @@ _SUM = re.compile(r"[-+(]*\s*\d[\d\s.,()]*(?:(?:\*\*|[-+*/^])[\s(]*-?\s*\d[\d\s.
 _TIME = re.compile(r"\b(time|date|day|clock|today|now)\b", re.IGNORECASE)
 _WORDS = {" times ": " * ", " plus ": " + ", " minus ": " - ", " divided by ": " / ", "×": "*", "÷": "/", " x ": " * "}
 _ECHO_CHARS = 400
-_MAX_DEPTH = 8
 
 
 class OfflineChat(RoutedChat):
@@ -114,7 +114,7 @@ class Provider(BaseProvider):
         return OfflineChat(routeur_id=f"offline/{name}", **given(parameters, max_tokens="max_tokens", stop="stop"))
 
     def completions_body(self, name: str, asked: Mapping[str, Any], *, streamed: bool) -> dict[str, Any]:
-        """Raises InvalidRequest also for the model that only embeds."""
+        """Raises InvalidRequest also for the model that only embeds, ModelNotFound for one that is not there."""
         _check_chats(name)
         return super().completions_body(name, asked, streamed=streamed)
 
@@ -182,6 +182,8 @@ def _check_chats(name: str) -> None:
         raise InvalidRequest(
             "The model 'offline/hash' embeds; it does not answer.", code="not_a_chat_model", param="model"
         )
+    if name != NAME:
+        raise ModelNotFound(f"offline/{name}", [f"offline/{NAME}"])
 
 
 def _asked_directly(body: dict[str, Any], model: str) -> tuple[Answer, list[Delta]]:
@@ -244,12 +246,16 @@ def _usage(inputs: int, outputs: int) -> Usage:
 
 
 def _words(messages: list[BaseMessage], response_format: Any) -> str:
-    schema = _schema_of(response_format)
+    schema = _schema_of(response_format, messages)
     if schema is not None:
-        return orjson.dumps(smallest_instance(schema, schema)).decode()
+        return orjson.dumps(instance_of(schema, Reading(_last_question(messages)))).decode()
     results = _last_results(messages)
     if results:
-        told = "; ".join(f"{result.name or 'the tool'} answered: {str(result.text).strip()}" for result in results)
+        names = _called(messages)
+        told = "; ".join(
+            f"{result.name or names.get(result.tool_call_id, 'the tool')} answered: {str(result.text).strip()}"
+            for result in results
+        )
         return f"{told} (offline demonstration model)"
     said = _last_question(messages).strip()
     said = said if len(said) <= _ECHO_CHARS else said[:_ECHO_CHARS] + " …"
@@ -268,21 +274,25 @@ def _tool_call(messages: list[BaseMessage], tools: dict[str, Any], choice: Any) 
         choice = choice.get("function", {}).get("name")
     if choice in tools:
         return _fragment(choice, _arguments_for(tools[choice], question))
+    must = choice in ("any", "required")
     if _last_results(messages):
-        return None  # it has been called; now answer
+        if not must:
+            return None  # it has been called; now answer
+        called = set(_called(messages).values())
+        tools = {name: tool for name, tool in tools.items() if name not in called} or tools
     asked = _CALL.search(question)
     if asked and asked["name"] in tools:
-        try:
+        with suppress(orjson.JSONDecodeError):
             return _fragment(asked["name"], orjson.loads(asked["arguments"]))
-        except orjson.JSONDecodeError:
-            return None
+    if meant := asked_call(question, tools):
+        return _fragment(*meant)
     for name, tool in tools.items():
         if "expression" in _properties(tool) and (expression := _expression(question)):
             return _fragment(name, {"expression": expression})
     for name in tools:
         if re.search("clock|time|date", name) and _TIME.search(question):
             return _fragment(name, {})
-    if choice in ("any", "required"):
+    if must:
         name = next(iter(tools))
         return _fragment(name, _arguments_for(tools[name], question))
     return None
@@ -294,11 +304,10 @@ def _fragment(name: str, arguments: dict[str, Any]) -> Fragment:
 
 
 def _arguments_for(tool: dict[str, Any], question: str) -> dict[str, Any]:
-    schema = tool.get("parameters") or {}
-    arguments = smallest_instance(schema, schema)
+    arguments = arguments_for(tool, question)
     if "expression" in _properties(tool) and (expression := _expression(question)):
         arguments["expression"] = expression
-    return arguments if isinstance(arguments, dict) else {}
+    return arguments
 
 
 def _properties(tool: dict[str, Any]) -> dict[str, Any]:
@@ -326,47 +335,24 @@ def _last_results(messages: list[BaseMessage]) -> list[ToolMessage]:
     return results
 
 
-def _schema_of(response_format: Any) -> dict[str, Any] | None:
+def _called(messages: list[BaseMessage]) -> dict[str | None, str]:
+    """The tools that were called since the last question, by the ids of their calls."""
+    called: dict[str | None, str] = {}
+    for message in reversed(messages):
+        if isinstance(message, HumanMessage):
+            break
+        if isinstance(message, AIMessage):
+            called |= {call["id"]: call["name"] for call in message.tool_calls}
+    return called
+
+
+def _schema_of(response_format: Any, messages: list[BaseMessage]) -> dict[str, Any] | None:
     if isinstance(response_format, type):
         return convert_to_json_schema(response_format)
     if not isinstance(response_format, dict):
         return None
     if response_format.get("type") == "json_object":
-        return {"type": "object", "properties": {"answer": {"type": "string"}}, "required": ["answer"]}
+        keys = wanted_keys(_last_question(messages)) or ["answer"]
+        return {"type": "object", "properties": {key: {"type": "string"} for key in keys}, "required": keys}
     wanted = response_format.get("json_schema")
     return wanted.get("schema") if isinstance(wanted, dict) else None
-
-
-def smallest_instance(schema: Any, root: dict[str, Any], depth: int = 0) -> Any:
-    """The plainest value that fits a JSON schema: defaults, first choices, required fields only."""
-    if not isinstance(schema, dict) or depth > _MAX_DEPTH:
-        return None
-    if "$ref" in schema:
-        target: Any = root
-        for part in str(schema["$ref"]).removeprefix("#/").split("/"):
-            target = target.get(part, {}) if isinstance(target, dict) else {}
-        return smallest_instance(target, root, depth + 1)
-    for key in ("const", "default"):
-        if key in schema:
-            return schema[key]
-    if schema.get("enum"):
-        return schema["enum"][0]
-    for key in ("anyOf", "oneOf", "allOf"):
-        if schema.get(key):
-            return smallest_instance(schema[key][0], root, depth + 1)
-    kind = schema.get("type")
-    if isinstance(kind, list):
-        kind = kind[0]
-    if kind == "object" or "properties" in schema:
-        fields = schema.get("properties") or {}
-        return {
-            name: smallest_instance(fields.get(name, {}), root, depth + 1) for name in schema.get("required") or fields
-        }
-    if kind == "array":
-        count = max(0, int(schema.get("minItems") or 0))
-        return [smallest_instance(schema.get("items", {}), root, depth + 1) for _ in range(min(count, 16))]
-    if kind in ("integer", "number"):
-        return schema.get("minimum", schema.get("exclusiveMinimum", -1) + 1)
-    if kind == "boolean":
-        return False
-    return "offline".ljust(min(int(schema.get("minLength") or 0), 1_000), ".") if kind == "string" else None

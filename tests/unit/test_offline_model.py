@@ -8,7 +8,7 @@ from domain.agents import ModelParameters
 from graphs.tools.calculator import calculator
 from graphs.tools.clock import clock
 from services.llm_providers.base import ProviderConfig
-from services.llm_providers.offline import OfflineChat, Provider, count_tokens, smallest_instance
+from services.llm_providers.offline import OfflineChat, Provider, count_tokens
 
 pytestmark = pytest.mark.anyio
 
@@ -95,19 +95,3 @@ async def test_structured_output_fits_the_class() -> None:
 
     found = await model().with_structured_output(Place).ainvoke("where?")
     assert isinstance(found, Place)
-
-
-@pytest.mark.parametrize(
-    ("schema", "value"),
-    [
-        ({"type": "object", "properties": {"a": {"type": "integer", "minimum": 3}}, "required": ["a"]}, {"a": 3}),
-        ({"enum": ["x", "y"]}, "x"),
-        ({"type": "array", "items": {"type": "boolean"}, "minItems": 2}, [False, False]),
-        ({"anyOf": [{"type": "null"}, {"type": "string"}]}, None),
-        ({"$ref": "#/$defs/A", "$defs": {"A": {"const": 7}}}, 7),
-        ({"type": "string", "minLength": 10}, "offline..."),
-        ({"$ref": "#"}, None),
-    ],
-)
-def test_the_smallest_instance_fits_its_schema(schema: dict[str, object], value: object) -> None:
-    assert smallest_instance(schema, schema) == value
