@@ -15,6 +15,7 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
+from api import mcp
 from api.docs import install_docs
 from api.errors import install_error_handlers
 from api.http_protocol import GuardedHttpProtocol
@@ -26,7 +27,9 @@ from api.middleware.request_id import RequestIdMiddleware
 from api.middleware.security_headers import SecurityHeadersMiddleware
 from api.middleware.unexpected import UnexpectedErrorMiddleware
 from api.openai import models as openai_models
+from api.openai import responses as openai_responses
 from api.openai.chat import install_chat
+from api.openai.responses import install_responses
 from api.openapi import install_openapi
 from api.openai import embeddings
 from api.routes import agents, auth, background, completion, health, models, runs, schedules, sessions, users
@@ -45,6 +48,42 @@ Get a token from `POST /auth/token`, then call `POST /completion` or `POST /comp
 `Authorization: Bearer <token>`; API keys (`rk_...`) work in its place.
 """
 _UPLOAD_PATHS = ("/transcription", "/v1/audio/")
+#: What OpenAI's SDK tells of itself, in a browser too.
+_STAINLESS = (
+    "arch",
+    "helper-method",
+    "lang",
+    "os",
+    "package-version",
+    "retry-count",
+    "runtime",
+    "runtime-version",
+    "timeout",
+)
+_HEADERS_FROM_BROWSERS = (
+    "authorization",
+    "content-type",
+    "x-api-key",
+    "x-request-id",
+    "x-session-id",
+    "x-conversation-id",
+    "x-agent-tools",
+    "last-event-id",
+    "idempotency-key",
+    "mcp-protocol-version",
+    "mcp-session-id",
+    *(f"x-stainless-{name}" for name in _STAINLESS),
+)
+_HEADERS_FOR_BROWSERS = (
+    "x-request-id",
+    "x-model",
+    "x-model-replaced",
+    "x-run-id",
+    "x-session-id",
+    "location",
+    "retry-after",
+    "mcp-session-id",
+)
 
 
 def create_app(
@@ -99,9 +138,11 @@ def create_app(
     install_openapi(app)
     install_docs(app)
     install_chat(app)
+    install_responses(app)
     native = (completion, sessions, background, runs, schedules, health, auth, models, agents, users)
-    for module in (*native, openai_models, embeddings):
+    for module in (*native, openai_models, openai_responses, embeddings):
         app.include_router(module.router)
+    app.include_router(mcp.router)
     _add_middleware(app, settings, metrics)
     return app
 
@@ -150,16 +191,8 @@ def _add_middleware(app: FastAPI, settings: Settings, metrics: Metrics) -> None:
             CORSMiddleware,
             allow_origins=server.cors_origins,
             allow_methods=["GET", "POST", "PATCH", "DELETE"],
-            allow_headers=[
-                "authorization",
-                "content-type",
-                "x-api-key",
-                "x-request-id",
-                "x-session-id",
-                "last-event-id",
-                "idempotency-key",
-            ],
-            expose_headers=["x-request-id", "x-model", "x-run-id", "location", "retry-after"],
+            allow_headers=_HEADERS_FROM_BROWSERS,
+            expose_headers=_HEADERS_FOR_BROWSERS,
         )
     if server.allowed_hosts:
         app.add_middleware(AllowedHostsMiddleware, allowed=server.allowed_hosts)

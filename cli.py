@@ -122,6 +122,7 @@ def agents() -> None:
     """The agents, and what is wrong with the broken ones."""
 
     async def work(services: Services) -> None:
+        await services.tools.settled()
         out.print(_agents_table(services))
 
     with_services(work)
@@ -175,10 +176,11 @@ def doctor() -> None:
             checks.append((f"provider {provider.name}", f"{count} models", provider.unavailable_reason))
         default = services.llm.default_model_id
         checks.append(("default model", default or "-", None if default else "no model is configured"))
+        await services.tools.settled()
         for one in services.registry.list_agents():
             checks.append((f"agent {one.id}", one.name, one.unavailable_reason))
         checks.append(("tools", ", ".join(services.tools.names), None))
-        checks += [(f"tool file {name}", "-", reason) for name, reason in services.tools.broken.items()]
+        checks += [(f"tools of {name}", "-", reason) for name, reason in services.tools.broken.items()]
         table = Table("what", "found", "state", title="routeur doctor")
         for what, found, trouble in checks:
             table.add_row(what, found, Text(trouble or "ok", "red" if trouble else "green"))

@@ -11,7 +11,7 @@ from services.agent_service import AgentService
 from services.api_key_service import ApiKeyService
 from services.auth_service import AuthService
 from services.background import Background
-from services.container import Services
+from services.container import Services as Services  # the only door to it
 from services.direct_service import DirectService
 from services.embedding_service import EmbeddingService
 from services.llm_service import LLMService

@@ -7,11 +7,11 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
 from api.errors import Problem, problem_responses
-from api.openai.schemas import ChatCompletion, ChatRequest
+from api.openai.schemas import ChatCompletion, ChatRequest, ResponseObject, ResponseRequest
 from domain.auth import Scope
 
 #: Bodies of routes that read them themselves.
-_BY_HAND: tuple[type[BaseModel], ...] = (Problem, ChatRequest, ChatCompletion)
+_BY_HAND: tuple[type[BaseModel], ...] = (Problem, ChatRequest, ChatCompletion, ResponseRequest, ResponseObject)
 _REF = "#/components/schemas/{model}"
 
 #: For a route that is open to everybody: `openapi_extra=OPEN`. All others need one of the schemes below.

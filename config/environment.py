@@ -118,7 +118,8 @@ def _shown(default: Any) -> str:
 
 def _explain(error: ValidationError | json.JSONDecodeError) -> str:
     if isinstance(error, json.JSONDecodeError):
-        return f"a JSON setting (COMPATIBLE_PROVIDERS, MODEL_FALLBACKS or a list) is not JSON: {error.msg}"
+        settings = "COMPATIBLE_PROVIDERS, MODEL_POOLS, MODEL_FALLBACKS, MCP_SERVERS"
+        return f"a JSON setting ({settings} or a list) is not JSON: {error.msg}"
     names = {(group, name): info.alias or name for group, kind in _groups() for name, info in kind.model_fields.items()}
     lines = []
     for problem in error.errors(include_url=False, include_input=False):

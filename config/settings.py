@@ -25,6 +25,8 @@ from config.fields import (
     SettingsGroup,
     TextList,
 )
+from config.mcp_settings import McpSettings
+from config.routing_settings import POOL, Fallbacks, ModelPool, PoolName, pool_of
 from config.run_settings import RunSettings
 from domain.enums import SessionKind
 
@@ -231,10 +233,31 @@ class ProviderSettings(SettingsGroup):
         None, alias="DEFAULT_MODEL", description="provider/name; used when neither the caller nor the agent names one"
     )
     default_agent: str = Field("simple", alias="DEFAULT_AGENT")
-    model_fallbacks: dict[str, tuple[str, ...]] = Field(
+    model_pools: dict[PoolName, ModelPool] = Field(
+        default_factory=dict,
+        alias="MODEL_POOLS",
+        description='JSON: {"chat": {"deployments": [{"model": "openai/gpt-4o-mini", "weight": 3}, {"model": '
+        '"azure-eu/gpt-4o-mini", "timeout": 20}]}}; called as pool/chat',
+    )
+    model_fallbacks: dict[str, Fallbacks] = Field(
         default_factory=dict,
         alias="MODEL_FALLBACKS",
-        description='JSON: {"openai/gpt-4o": ["mistral/mistral-large-latest"]}; what served is named in the answer',
+        description='JSON: {"openai/gpt-4o": ["mistral/mistral-large-latest"]}, or by kind of error {"pool/chat": '
+        '{"down": [...], "rate_limited": [...], "context_length": [...]}}; what served is named in the answer',
+    )
+    failures_before_cooldown: int = Field(
+        3,
+        alias="MODEL_FAILURES_BEFORE_COOLDOWN",
+        ge=1,
+        le=1_000,
+        description="failures in a row after which others of the pool, or fallbacks, are asked first",
+    )
+    cooldown: float = Field(
+        30,
+        alias="MODEL_COOLDOWN",
+        gt=0,
+        le=3_600,
+        description="seconds for which such a model is set aside; a longer Retry-After counts up to 10 minutes",
     )
     discover_local: OptionalBool = Field(
         None,
@@ -275,7 +298,7 @@ class ProviderSettings(SettingsGroup):
         1_000, alias="PROVIDER_MAX_CONNECTIONS", ge=1, le=10_000, description="open connections for each provider"
     )
 
-    @field_validator("compatible", "model_fallbacks", mode="before")
+    @field_validator("compatible", "model_pools", "model_fallbacks", mode="before")
     @classmethod
     def _json(cls, value: Any) -> Any:
         if isinstance(value, str):
@@ -292,10 +315,19 @@ class ProviderSettings(SettingsGroup):
     @field_validator("compatible")
     @classmethod
     def _free_names(cls, value: dict[str, CompatibleProvider]) -> dict[str, CompatibleProvider]:
-        taken = {"openai", "mistral", "ollama", "offline", "agent"} & set(value)
+        taken = {"openai", "mistral", "ollama", "offline", "agent", POOL} & set(value)
         if taken:
             raise ValueError(f"these provider names are taken: {', '.join(sorted(taken))}")
         return value
+
+    @model_validator(mode="after")
+    def _pools_exist(self) -> Self:
+        for asked, table in self.model_fallbacks.items():
+            for named in sorted({asked, *table.targets()}):
+                pool = pool_of(named)
+                if pool is not None and pool not in self.model_pools:
+                    raise ValueError(f"MODEL_FALLBACKS names '{named}', which MODEL_POOLS does not have")
+        return self
 
 
 class AgentSettings(SettingsGroup):
@@ -374,6 +406,7 @@ class Settings(BaseSettings):
     providers: ProviderSettings = ProviderSettings()
     agents: AgentSettings = AgentSettings()
     runs: RunSettings = RunSettings()
+    mcp: McpSettings = McpSettings()
     retention: RetentionSettings = RetentionSettings()
     rate_limits: RateLimitSettings = RateLimitSettings()
     tracing: TracingSettings = TracingSettings()

@@ -44,6 +44,22 @@ class Deadlines:
     retries: int = 2
 
 
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """What one call may take, where that is less than its provider's deadlines: somebody else can be asked.
+
+    Attributes:
+        first_byte: seconds, all tries together.
+        retries: after the first try.
+    """
+
+    first_byte: float | None = None
+    retries: int | None = None
+
+
+PROVIDERS_OWN = Patience()
+
+
 class ProviderClient:
     """Calls one provider.
 
@@ -103,20 +119,25 @@ class ProviderClient:
             raise self._broken(error) from error
         return self._json(body)
 
-    async def post_json(self, path: str, payload: Mapping[str, Any], *, model: str = "") -> dict[str, Any]:
+    async def post_json(
+        self, path: str, payload: Mapping[str, Any], *, model: str = "", patience: Patience = PROVIDERS_OWN
+    ) -> dict[str, Any]:
         """The whole JSON answer to `payload`.
+
+        Args:
+            patience: less than the provider's deadlines give it.
 
         Raises:
             RouteurError: of the upstream kinds, InvalidRequest or ModelNotFound.
         """
-        return (await self.post_for_bytes(path, payload, model=model))[1]
+        return (await self.post_for_bytes(path, payload, model=model, patience=patience))[1]
 
     async def post_for_bytes(
-        self, path: str, payload: Mapping[str, Any], *, model: str = ""
+        self, path: str, payload: Mapping[str, Any], *, model: str = "", patience: Patience = PROVIDERS_OWN
     ) -> tuple[bytes, dict[str, Any]]:
         """The whole answer as it came, and as JSON. Raises as `post_json`."""
         # a whole answer is silent until it is there
-        async with self._answered(path, payload, model, self.deadlines.total) as (response, first, _clock):
+        async with self._answered(path, payload, model, self.deadlines.total, patience) as (response, first, _clock):
             body = first + await self._read_whole(response)
         answer = self._json(body)
         if not isinstance(answer, dict):
@@ -125,16 +146,20 @@ class ProviderClient:
 
     @asynccontextmanager
     async def stream_lines(
-        self, path: str, payload: Mapping[str, Any], *, model: str = ""
+        self, path: str, payload: Mapping[str, Any], *, model: str = "", patience: Patience = PROVIDERS_OWN
     ) -> AsyncIterator[AsyncIterator[list[bytes]]]:
         """The answer to `payload` as it comes: lists of whole lines, one list for each read of the socket.
 
         Leaving the context closes the connection, or keeps it when the answer has been read to its end.
 
+        Args:
+            patience: less than the provider's deadlines give it.
+
         Raises:
             RouteurError: as `post_json`; also while iterating, when the stream breaks, drips or hangs.
         """
-        async with self._answered(path, payload, model, self.deadlines.first_byte) as (response, first, clock):
+        answered = self._answered(path, payload, model, self.deadlines.first_byte, patience)
+        async with answered as (response, first, clock):
             yield _Lines(self, response, first, clock)
             await _read_last_bytes(response)
 
@@ -157,15 +182,20 @@ class ProviderClient:
 
     @asynccontextmanager
     async def _answered(
-        self, path: str, payload: Mapping[str, Any], model: str, first_byte: float
+        self, path: str, payload: Mapping[str, Any], model: str, first_byte: float, patience: Patience
     ) -> AsyncIterator[tuple[aiohttp.ClientResponse, bytes, "_Clock"]]:
-        """A good response with its first bytes (due within `first_byte` seconds), under a clock."""
-        clock = _Clock(self.deadlines.total)
+        """A good response with its first bytes, under a clock.
+
+        They are due `first_byte` seconds after each try.
+        """
+        clock = _Clock(self.deadlines.total, patience.first_byte)
+        retries = self.deadlines.retries if patience.retries is None else patience.retries
         response: aiohttp.ClientResponse | None = None
         try:
             async with clock.timeout:
-                response, first = await self._begin(path, orjson.dumps(payload, default=str), model, clock, first_byte)
-                clock.rest()
+                body = orjson.dumps(payload, default=str)
+                response, first = await self._begin(path, body, model, clock, first_byte, retries)
+                clock.begun()
                 yield response, first, clock
         except TimeoutError as error:
             if not clock.timeout.expired():
@@ -183,7 +213,7 @@ class ProviderClient:
                     response.close()
 
     async def _begin(
-        self, path: str, body: bytes, model: str, clock: "_Clock", first_byte: float
+        self, path: str, body: bytes, model: str, clock: "_Clock", first_byte: float, retries: int
     ) -> tuple[aiohttp.ClientResponse, bytes]:
         """Send `body` until a first byte of a good answer is here. Nothing is repeated after that byte."""
         attempt = 0
@@ -205,7 +235,7 @@ class ProviderClient:
             except (aiohttp.ClientError, ConnectionError) as error:
                 failure, again = self._broken(error), not isinstance(error, aiohttp.InvalidURL)
             pause = _pause(attempt, failure.retry_after)
-            if not again or attempt >= self.deadlines.retries or pause is None:
+            if not again or attempt >= retries or pause is None:
                 raise failure
             attempt += 1
             clock.allow(pause + 1)
@@ -314,15 +344,21 @@ class _Lines:
 class _Clock:
     """A time limit that is moved on as long as something happens, and never past the end of the whole call."""
 
-    def __init__(self, total: float) -> None:
+    def __init__(self, total: float, first_byte: float | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         self._began = self._loop.time()
-        self._end = self._began + total
+        self._total = self._began + total
+        self._end = self._total if first_byte is None else self._began + min(first_byte, total)
         self.timeout = asyncio.timeout(None)
 
     def allow(self, seconds: float) -> None:
         """From now on, that many seconds."""
         self.timeout.reschedule(min(self._loop.time() + seconds, self._end))
+
+    def begun(self) -> None:
+        """The first byte is here."""
+        self._end = self._total
+        self.rest()
 
     def rest(self) -> None:
         """Nobody waits for the provider now (the reader is being waited for): only the whole call's end counts."""

@@ -60,6 +60,8 @@ def setup_logging(settings: LogSettings, *, debug: bool = False, stream: TextIO 
         logging.getLogger(name).propagate = name != "uvicorn.access"  # our own access log says more
     for name in ("httpx", "httpcore", "openai", "aiosqlite", "alembic", "asyncio", "procrastinate", "psycopg.pool"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # Its lines quote what servers and callers sent; each failure is told by us, without that.
+    logging.getLogger("mcp").setLevel(logging.CRITICAL)
 
 
 def make_formatter(kind: Literal["json", "text"], *, colour: bool = False) -> logging.Formatter:

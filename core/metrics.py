@@ -62,6 +62,15 @@ class Metrics:
             ("model",),
             registry=self.registry,
         )
+        self._replaced = Counter(
+            "routeur_model_calls_replaced",
+            "Model calls that another model was asked to answer instead, by what went wrong",
+            ("model", "kind"),
+            registry=self.registry,
+        )
+        self.models_cooling = Gauge(
+            "routeur_models_cooling", "Models that are set aside after failures", registry=self.registry
+        )
         self._swept = Counter(
             "routeur_swept", "Records deleted because their period was over", ("what",), registry=self.registry
         )
@@ -93,6 +102,10 @@ class Metrics:
             return
         self._tokens.labels(model, "input").inc(usage.input_tokens)
         self._tokens.labels(model, "output").inc(usage.output_tokens)
+
+    def replaced(self, model: str, kind: str) -> None:
+        """Somebody else was asked instead of `model`: down, rate_limited, context_length, not_found or set_aside."""
+        self._replaced.labels(model, kind).inc()
 
     def recovered(self, requeued: int, lost: int, cancelled: int) -> None:
         """Runs of dead processes were found."""

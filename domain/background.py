@@ -65,7 +65,8 @@ class AgentRunRequest(BaseModel):
 
 
 class RunParameters(BaseModel):
-    """What is kept of a request: how the model is asked, the graph's state, how many messages were given."""
+    """What is kept of a request: how the model is asked, the graph's state, how many messages were given, and what the
+    Responses API says of it again (`response`)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -74,6 +75,7 @@ class RunParameters(BaseModel):
     response_format: ResponseFormat | None = None
     state: dict[str, Any] | None = None
     asked: int = 1
+    response: dict[str, Any] | None = None
 
     @property
     def parameters(self) -> ModelParameters:

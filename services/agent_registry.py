@@ -87,7 +87,7 @@ class AgentRegistry:
         if description:
             spec = spec.model_copy(update={"description": description})
         try:
-            self._tools.get_tools(spec.tools)
+            self._tools.check(spec.tools)
         except UnknownTool as error:
             raise ValueError(str(error)) from error
         self._agents[str(key)] = RegisteredAgent(str(key), spec, _takes_context(builder), dict(prompts or {}))
@@ -102,11 +102,20 @@ class AgentRegistry:
         agent = self._agents.get(key)
         if agent is None:
             raise AgentNotFound(key, sorted(self._agents))
-        if agent.builder is None:
-            raise Unavailable(
-                f"The agent '{key}' cannot be used: {agent.reason}", code="agent_unavailable", param="agent"
-            )
+        reason = self._why_not(agent)
+        if reason is not None:
+            raise Unavailable(f"The agent '{key}' cannot be used: {reason}", code="agent_unavailable", param="agent")
         return agent
+
+    async def settle(self, key: str) -> None:
+        """Wait for the MCP servers of that agent's tools, while they are asked for the first time."""
+        agent = self._agents.get(key)
+        if agent is not None and self._tools.uses_servers(agent.spec.tools):
+            await self._tools.settled(agent.spec.tools)
+
+    def version_of(self, agent: RegisteredAgent) -> int:
+        """Another number: the agent's tools may have changed, and a graph that was built before is out of date."""
+        return self._tools.version if self._tools.uses_servers(agent.spec.tools) else 0
 
     def kind_of(self, key: str) -> SessionKind:
         """What sessions and runs of that agent are counted as.
@@ -141,11 +150,16 @@ class AgentRegistry:
         """The agent's graph around `llm`, with `checkpointer` as its memory.
 
         Raises:
-            Unavailable: the builder failed or gave back something that is no graph.
+            Unavailable: the builder failed or gave back something that is no graph, or a tool is not there any more.
         """
         builder = self.get_builder(agent.id)
         try:
-            built = builder(GraphContext(llm, agent.spec, self._tools.get_tools(agent.spec.tools), agent.prompts))
+            tools = self._tools.get_tools(agent.spec.tools)
+        except UnknownTool as error:
+            message = f"The agent '{agent.id}' cannot be used: {error}"
+            raise Unavailable(message, code="agent_unavailable", param="agent") from error
+        try:
+            built = builder(GraphContext(llm, agent.spec, tools, agent.prompts))
             if isinstance(built, StateGraph):
                 return built.compile(checkpointer=checkpointer, name=agent.id)
             if isinstance(built, CompiledStateGraph):
@@ -212,15 +226,21 @@ class AgentRegistry:
         told = str(error) if isinstance(error, BrokenAgent | ValueError) else f"{type(error).__name__}: {error}"
         self._agents[key] = RegisteredAgent(key, AgentSpec(name=key), None, reason=told[:500])
 
+    def _why_not(self, agent: RegisteredAgent) -> str | None:
+        if agent.builder is None:
+            return agent.reason or "it has no builder"
+        return self._tools.missing(agent.spec.tools)
+
     def _info(self, agent: RegisteredAgent) -> AgentInfo:
+        reason = self._why_not(agent)
         return AgentInfo(
             id=agent.id,
             name=agent.spec.name,
             description=agent.spec.description,
             model=agent.spec.model,
             tools=list(agent.spec.tools),
-            available=agent.builder is not None,
-            unavailable_reason=agent.reason,
+            available=reason is None,
+            unavailable_reason=reason,
             default=agent.id == self.default_agent,
         )
 

@@ -6,13 +6,13 @@ after that a failure is an event. invoke is stream, collected.
 
 import asyncio
 from collections import OrderedDict, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol, TypeAlias
 
 from langchain_core.language_models.chat_models import BaseChatModel
-from langchain_core.messages import BaseMessage
+from langchain_core.messages import BaseMessage, ToolMessage
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.graph.state import CompiledStateGraph
@@ -49,8 +49,8 @@ _BUILD_LIMIT = 30.0  # seconds that an agent's builder may take
 
 Graph = CompiledStateGraph[Any, Any, Any, Any]
 Saver: TypeAlias = BaseCheckpointSaver[Any]
-#: Agent, model, what a caller may set (temperature, max_tokens, top_p, stop, seed, schema), durable.
-_Key = tuple[str, str, float | None, int | None, float | None, tuple[str, ...], int | None, str | None, bool]
+#: Agent and its version, model, what a caller may set (temperature, max_tokens, top_p, stop, seed, schema), durable.
+_Key = tuple[str, int, str, float | None, int | None, float | None, tuple[str, ...], int | None, str | None, bool]
 _HISTORY_PAGE = 1_000
 
 
@@ -130,9 +130,17 @@ class AgentService:
         """
         stream = await self.stream(request, caller, streams=False)
         events = await stream.collect()
+        return self.result_of(stream, events[-1].event)
+
+    @staticmethod
+    def result_of(stream: RunStream, last: AgentEvent) -> CompletionResult:
+        """What came of a run that has been read to its end; `last` is its last event.
+
+        Raises:
+            RouteurError: whatever made the run fail.
+        """
         if stream.error is not None:
             raise stream.error
-        last = events[-1].event
         if isinstance(last, RunCancelled):
             raise Conflict("The run was cancelled.", code="run_cancelled")
         if not isinstance(last, RunFinished):
@@ -148,11 +156,19 @@ class AgentService:
             finish_reason=last.finish_reason,
         )
 
-    async def stream(self, request: CompletionRequest, caller: Principal, *, streams: bool = True) -> RunStream:
+    async def stream(
+        self,
+        request: CompletionRequest,
+        caller: Principal,
+        *,
+        streams: bool = True,
+        door: dict[str, Any] | None = None,
+    ) -> RunStream:
         """The run that answers `request`, ready to be iterated: written down, and nothing asked of a model yet.
 
         Args:
             streams: False when nobody reads along; the provider is then asked for one whole answer.
+            door: what its door wants to know of it later (`RunStart.request`).
 
         Raises:
             NotFound: the caller has no such session.
@@ -167,9 +183,9 @@ class AgentService:
         self._runs.check_room()
         compiled = await self._graph(agent, model, request)
         asked = to_langchain(request.messages or [Message(role=Role.USER, content=request.message or "")])
-        book = await self._begin(request, caller, resolved, asked)
+        book = await self._begin(request, caller, resolved, asked, door)
         try:
-            earlier = await self._earlier(agent, book.begun, compiled.checkpointed) if session is not None else []
+            earlier = [] if session is None else await self._earlier(agent, book.begun, compiled.checkpointed, asked)
         except BaseException as error:
             await book.abandon(error)
             raise
@@ -204,7 +220,9 @@ class AgentService:
     ) -> Resolved:
         """Who is to answer this caller. Raises as `stream`."""
         session = await require_session(self._store, session_id, caller) if session_id is not None else None
-        agent = self._agent(agent_id or (session.agent if session else self._registry.default_agent), caller)
+        key = agent_id or (session.agent if session else self._registry.default_agent)
+        await self._registry.settle(key)
+        agent = self._agent(key, caller)
         chosen = (await self._llm.resolve(model, agent.spec.model)).id
         if caller.allowed_models and chosen not in caller.allowed_models:
             raise Forbidden(f"This key may not use the model '{chosen}'.", code="model_not_allowed", param="model")
@@ -225,6 +243,7 @@ class AgentService:
         Raises:
             RouteurError: its agent or its model is not here (any more).
         """
+        await self._registry.settle(run.agent)
         agent = self._registry.get(run.agent)
         model, session_id = run.model or "", run.session_id or ""
         wish = RunParameters.model_validate(run.request or {})
@@ -249,7 +268,7 @@ class AgentService:
         if mark is None or past is None:
             later = await self.stored(session_id, book.begun.first_index - 1)
             asked = from_records([raw for raw in later if raw.run_id == run.id])
-            conversation = [*await self._earlier(agent, book.begun, compiled.checkpointed), *asked]
+            conversation = [*await self._earlier(agent, book.begun, compiled.checkpointed, asked), *asked]
             given = {**(wish.state or {}), "messages": conversation}
             if past is not None:
                 past.cut, past.dropped = all_texts(told), list(past.laws.open_tools)
@@ -292,7 +311,12 @@ class AgentService:
         return stored
 
     async def _begin(
-        self, request: CompletionRequest, caller: Principal, resolved: Resolved, asked: list[BaseMessage]
+        self,
+        request: CompletionRequest,
+        caller: Principal,
+        resolved: Resolved,
+        asked: list[BaseMessage],
+        door: dict[str, Any] | None,
     ) -> Book:
         now = datetime.now(UTC)
         session = resolved.session
@@ -306,17 +330,21 @@ class AgentService:
                 messages=[to_record(message, now) for message in asked],
                 text=question_of(asked),
                 metadata=request.metadata,
+                request=None if door is None else {**door, "asked": len(asked)},
             )
         )
 
-    async def _earlier(self, agent: RegisteredAgent, begun: RunBegun, checkpointed: bool) -> list[BaseMessage]:
+    async def _earlier(
+        self, agent: RegisteredAgent, begun: RunBegun, checkpointed: bool, asked: Sequence[BaseMessage]
+    ) -> list[BaseMessage]:
         """What was said before in this session, as far as the agent is to know it and its checkpoint does not."""
         if agent.spec.memory.kind == "none":
             return []
         after = begun.synced - 1 if checkpointed else -1
         if not checkpointed and agent.spec.memory.max_messages is not None:
             after = max(after, begun.first_index - 1 - agent.spec.memory.max_messages)
-        return from_records(await self.stored(begun.session_id, after, begun.first_index))
+        answers = [message.tool_call_id for message in asked if isinstance(message, ToolMessage)]
+        return from_records(await self.stored(begun.session_id, after, begun.first_index), answers)
 
     def _agent(self, key: str, caller: Principal) -> RegisteredAgent:
         agent = self._registry.get(key)
@@ -329,7 +357,8 @@ class AgentService:
         asked = wish.parameters
         schema = asked.response_format.model_dump_json() if asked.response_format else None
         key = (
-            *(agent.id, model, asked.temperature, asked.max_tokens, asked.top_p, asked.stop, asked.seed, schema),
+            *(agent.id, self._registry.version_of(agent), model),
+            *(asked.temperature, asked.max_tokens, asked.top_p, asked.stop, asked.seed, schema),
             durable,
         )
         compiled = self._graphs.get(key)
@@ -342,7 +371,8 @@ class AgentService:
 
     async def _build(self, key: _Key, agent: RegisteredAgent, asked: ModelParameters) -> _Compiled:
         self.compiled += 1
-        llm = self._llm.get_llm(key[1], parameters=agent.spec.parameters.merged(asked))
+        self._forget_older(key)
+        llm = self._llm.get_llm(key[2], parameters=agent.spec.parameters.merged(asked))
         durable = key[-1]
         graph = await self._compile(agent, llm, await self._checkpoints.saver() if durable else None)
         keeps = agent.spec.memory.kind == "session" and remembers_more(graph)
@@ -352,6 +382,11 @@ class AgentService:
         if len(self._graphs) > self._settings.graph_cache_size:
             self._graphs.popitem(last=False)
         return compiled
+
+    def _forget_older(self, key: _Key) -> None:
+        """Graphs with tools that are not there any more are not asked for again."""
+        for other in [one for one in self._graphs if one[0] == key[0] and one[1] < key[1]]:
+            del self._graphs[other]
 
     async def _compile(self, agent: RegisteredAgent, llm: BaseChatModel, saver: Saver | None = None) -> Graph:
         """In a thread: a builder is somebody's code and may wait for anything, and nobody else is to wait with it."""

@@ -72,12 +72,19 @@ class BackgroundService:
         signals.hear(self._heard)
 
     async def submit(
-        self, agent_id: str, request: AgentRunRequest, caller: Principal, *, run_id: str | None = None
+        self,
+        agent_id: str,
+        request: AgentRunRequest,
+        caller: Principal,
+        *,
+        run_id: str | None = None,
+        response: dict[str, Any] | None = None,
     ) -> RunAccepted:
         """Write a run down and answer at once; from then on it will be done, whatever happens to this process.
 
         Args:
             run_id: the id that it gets; when the caller has a run of that id, that one is meant.
+            response: what the Responses API says of it again.
 
         Raises:
             NotFound, AgentNotFound, ModelNotFound: no such thing here.
@@ -90,7 +97,7 @@ class BackgroundService:
         known = await self._known(run_id, caller)
         if known is not None:
             return known
-        new = await self.prepare(agent_id, request, caller, run_id=run_id)
+        new = await self.prepare(agent_id, request, caller, run_id=run_id, response=response)
         await self._queue.submit(new)
         return _accepted(new)
 
@@ -106,6 +113,7 @@ class BackgroundService:
         *,
         run_id: str | None = None,
         again: Run | None = None,
+        response: dict[str, Any] | None = None,
     ) -> Submission:
         """Everything that is checked before a run is written down. Raises as `submit`.
 
@@ -128,6 +136,7 @@ class BackgroundService:
             response_format=request.response_format,
             state=state,
             asked=len(asked),
+            response=response,
         )
         session = resolved.session
         return Submission(

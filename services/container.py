@@ -20,7 +20,9 @@ from services.direct_service import DirectService
 from services.embedding_service import EmbeddingService
 from services.idempotency_service import IdempotencyService
 from services.llm_service import LLMService, open_llm_service
+from services.mcp_servers import open_mcp_servers
 from services.open_runs import OpenRuns
+from services.response_service import ResponseService
 from services.retention_service import RetentionService
 from services.run_events import RunEvents
 from services.run_recorder import RunRecorder, open_recorder
@@ -49,6 +51,7 @@ class Services:
     records: RecordStore
     recorder: RunRecorder
     sessions: SessionService
+    responses: ResponseService
     runs: RunService
     idempotency: IdempotencyService
     checkpoints: Checkpoints
@@ -80,10 +83,11 @@ async def open_services(
     metrics = metrics or Metrics()
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(open_database(settings))
-        llm = await stack.enter_async_context(open_llm_service(settings))
+        llm = await stack.enter_async_context(open_llm_service(settings, metrics))
         hasher = hasher or PasswordHasher()
         tools = ToolRegistry()
         tools.discover(settings.agents.plugins_dir)
+        await stack.enter_async_context(open_mcp_servers(settings.mcp, tools))
         registry = AgentRegistry(tools, default_agent=settings.providers.default_agent)
         registry.discover(settings.agents.plugins_dir)
         checkpoints = Checkpoints(settings)
@@ -97,6 +101,7 @@ async def open_services(
             llm, registry, runs, settings.agents, store=records, recorder=recorder, checkpoints=checkpoints
         )
         stack.push_async_callback(agents.aclose)
+        sessions = SessionService(records, recorder, checkpoints, registry)
         direct = DirectService(llm, agents, runs, records, recorder)
         idempotency = IdempotencyService(database)
         ring = KeyRing.from_settings(settings.security, settings.storage.data_dir)
@@ -123,7 +128,8 @@ async def open_services(
             embeddings=EmbeddingService(llm, records, metrics, settings.agents.max_concurrent_runs),
             records=records,
             recorder=recorder,
-            sessions=SessionService(records, recorder, checkpoints, registry),
+            sessions=sessions,
+            responses=ResponseService(records, sessions),
             runs=RunService(records, database),
             idempotency=idempotency,
             checkpoints=checkpoints,

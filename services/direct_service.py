@@ -5,6 +5,7 @@ else is as with an agent: a direct call is a run of the agent `direct` in a sess
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import AsyncExitStack, suppress
@@ -14,9 +15,11 @@ from typing import Any
 
 import orjson
 
+from config.routing_settings import POOL
+from core.http import Patience
 from domain.auth import Principal
 from domain.enums import FinishReason
-from domain.errors import Conflict, InternalError, RouteurError, UpstreamFailure, UpstreamTimeout
+from domain.errors import Conflict, InternalError, InvalidRequest, RouteurError, UpstreamFailure, UpstreamTimeout
 from domain.events import AgentEvent, RunCancelled, RunFailed, RunFinished, RunId, RunTimedOut, UsageReported
 from domain.ports import RecordStore
 from domain.usage import Usage
@@ -26,11 +29,12 @@ from services.direct_answer import Block, DirectAnswer
 from services.llm_providers.base import BaseProvider
 from services.llm_providers.wire.answer import estimated_usage
 from services.llm_service import LLMService
-from services.model_router import Route
 from services.open_runs import OpenRuns
 from services.run_recorder import Asked, Book, RunRecorder, Told
 from services.session_service import require_session
-from services.wire_messages import WireMessage, to_wire, unsaid, wire_question, wire_record, wire_text
+from services.wire_messages import WireMessage, answers_in, to_wire, unsaid, wire_question, wire_record, wire_text
+
+logger = logging.getLogger(__name__)
 
 AGENT = "direct"
 
@@ -43,6 +47,7 @@ class DirectRequest:
         body: all of it; `messages` are dictionaries that have a `role`.
         model: what is asked for.
         unheard: messages for this one call, put first and kept in no session.
+        door: what its door wants to know of it later (`RunStart.request`).
     """
 
     body: Mapping[str, Any]
@@ -51,7 +56,7 @@ class DirectRequest:
     session_id: str | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
     unheard: tuple[WireMessage, ...] = ()
-    response: dict[str, Any] | None = None
+    door: dict[str, Any] | None = None
 
 
 class DirectService:
@@ -79,15 +84,16 @@ class DirectService:
         """
         resolved = await self._agents.resolve(AGENT, request.model, request.session_id, caller)
         self.runs.check_room()
-        provider, name = self.llm.provider_of(resolved.model)
-        provider.completions_body(name, request.body, streamed=request.streamed)  # refused before it is written down
+        if not resolved.model.startswith(f"{POOL}/"):  # refused before it is written down
+            provider, name = self.llm.provider_of(resolved.model)
+            provider.completions_body(name, request.body, streamed=request.streamed)
         sent: list[WireMessage] = request.body["messages"]
         earlier: list[WireMessage] = []
         last = -1
         if resolved.session is not None:
             stored = await self._agents.stored(resolved.session.id, -1)
             last = stored[-1].message_index if stored else -1
-            conversation = from_records(stored)
+            conversation = from_records(stored, answers_in(sent))
             sent = [sent[place] for place in unsaid(conversation, sent)]
             earlier = to_wire(conversation)
         now = datetime.now(UTC)
@@ -101,12 +107,13 @@ class DirectService:
                 messages=[wire_record(message, now) for message in sent],
                 text=wire_question(sent),
                 metadata=request.metadata,
-                request=request.response,
+                request=None if request.door is None else {**request.door, "asked": len(sent)},
             )
         )
         if resolved.session is not None and book.begun.first_index != last + 1:
             # Somebody has said something between our look and our word.
-            earlier = to_wire(from_records(await self._agents.stored(book.session_id, -1, book.begun.first_index)))
+            stored = await self._agents.stored(book.session_id, -1, book.begun.first_index)
+            earlier = to_wire(from_records(stored, answers_in(sent)))
         body = {**request.body, "messages": [*request.unheard, *earlier, *sent]}
         run = DirectRun(self, book, body, resolved.model, self._agents.limit_of(resolved.agent), request.streamed)
         self._recorder.follow(run)
@@ -121,7 +128,7 @@ class DirectService:
         await require_session(self._store, session_id, caller)
         if len(sent) == 1:
             return [0]
-        return unsaid(from_records(await self._agents.stored(session_id, -1)), sent)
+        return unsaid(from_records(await self._agents.stored(session_id, -1), answers_in(sent)), sent)
 
 
 class DirectRun:
@@ -163,6 +170,7 @@ class DirectRun:
         self._lines: AsyncIterator[list[bytes]] | None = None
         self._first: list[bytes] = []
         self._provider: BaseProvider | None = None
+        self._route = service.llm.router.route(model)
         self._monotonic = time.monotonic()
         self._runs.started()
 
@@ -215,7 +223,8 @@ class DirectRun:
         left = self._limit - (time.monotonic() - self._monotonic)
         failure: RouteurError | None = None
         try:
-            async with asyncio.timeout(max(0.001, left)) as self._clock:
+            # What breaks goes out through the stack: there the provider's client knows what it means.
+            async with asyncio.timeout(max(0.001, left)) as self._clock, self._stack:
                 lines, self._first = self._first, []
                 while lines:
                     block = self.answer.read(self._known_provider().client, lines)
@@ -228,7 +237,10 @@ class DirectRun:
                     lines = await anext(self._lines, [])
                 await self._stack.aclose()
                 self._check_end()
+                self._route.succeeded()
         except BaseException as error:
+            if isinstance(error, RouteurError):
+                self._route.failed(error, begun=True)
             failure = await self._failed(error)
         if failure is not None:
             raise failure
@@ -244,51 +256,58 @@ class DirectRun:
     # -- one provider after the other --
 
     async def _ask_whole(self) -> bytes:
-        route = self._llm.router.route(self.model)
         while True:
             try:
-                provider, body = self._request_of(route)
-                async with asyncio.timeout(route.timeout) as clock:
-                    raw, parsed = await provider.completion(body, route.model)
+                provider, body, patience = self._next_call()
+                raw, parsed = await provider.completion(body, self.model, patience)
                 raw = self.answer.read_whole(provider.client, raw, parsed)
                 self._check_end()
-            except TimeoutError as error:
-                self._next(route, _too_late(route) if clock.expired() else error)
             except RouteurError as error:
-                self._next(route, error)
+                self._go_on_after(error)
             else:
-                route.succeeded()
+                self._route.succeeded()
                 return raw
 
     async def _ask_stream(self) -> None:
-        route = self._llm.router.route(self.model)
         while True:
             try:
-                provider, body = self._request_of(route)
-                async with asyncio.timeout(route.timeout) as clock:
-                    self._lines = await self._stack.enter_async_context(provider.completion_lines(body, route.model))
+                provider, body, patience = self._next_call()
+                lines = provider.completion_lines(body, self.model, patience)
+                async with AsyncExitStack() as stack:
+                    self._lines = await stack.enter_async_context(lines)
                     self._first = await anext(self._lines, [])
-                if not self._first:
-                    raise UpstreamFailure(f"The provider '{provider.config.name}' sent nothing.", code="upstream_cut")
-            except TimeoutError as error:
-                await self._stack.aclose()
-                self._next(route, _too_late(route) if clock.expired() else error)
+                    if not self._first:
+                        raise UpstreamFailure(
+                            f"The provider '{provider.config.name}' sent nothing.", code="upstream_cut"
+                        )
+                    self._stack = stack.pop_all()
             except RouteurError as error:
-                await self._stack.aclose()
-                self._next(route, error)
+                self._go_on_after(error)
             else:
-                route.succeeded()
                 return
 
-    def _request_of(self, route: Route) -> tuple[BaseProvider, dict[str, Any]]:
-        self.model, self.replaced = route.model, route.replaced
-        provider, name = self._llm.provider_of(route.model)
-        self._provider = provider
-        return provider, provider.completions_body(name, self._body, streamed=self._streamed)
+    def _next_call(self) -> tuple[BaseProvider, dict[str, Any], Patience]:
+        """Whom to ask now, what, and how long to wait for it."""
+        route = self._route
+        while True:
+            self.model, self.replaced = route.model, route.replaced
+            self._provider, name = self._llm.provider_of(route.model)
+            try:
+                body = self._provider.completions_body(name, self._body, streamed=self._streamed)
+            except InvalidRequest as error:
+                if not route.skipped():
+                    raise
+                logger.warning(
+                    "model cannot take the parameters and is passed over",
+                    extra={"model": self.model, "code": error.code},
+                )
+                continue
+            patience = Patience(route.timeout, 0) if route.spare else Patience(route.timeout)
+            return self._provider, body, patience
 
-    def _next(self, route: Route, error: Exception) -> None:
-        """Go on to the next one, or raise."""
-        if not isinstance(error, RouteurError) or not route.failed(error, begun=self.answer.begun):
+    def _go_on_after(self, error: RouteurError) -> None:
+        """The next one is asked, or the error raised."""
+        if not self._route.failed(error, begun=self.answer.begun):
             raise error
         self.answer = DirectAnswer(self._body)
 
@@ -407,7 +426,3 @@ class DirectRun:
 
 def _plain(value: Any) -> Any:
     return value.__dict__
-
-
-def _too_late(route: Route) -> UpstreamTimeout:
-    return UpstreamTimeout(f"The model '{route.model}' did not begin to answer within {route.timeout:g} s.")

@@ -9,15 +9,18 @@ import asyncio
 import importlib
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from types import ModuleType
 
 from langchain_core.language_models.chat_models import BaseChatModel
 
 from config.catalogue import CatalogueEntry, load_catalogue
+from config.routing_settings import POOL
 from config.settings import ProviderSettings, Settings
+from core.metrics import Metrics
 from domain.agents import ModelParameters
 from domain.embeddings import Embedded, EmbeddingRequest
 from domain.enums import ModelName
@@ -25,8 +28,10 @@ from domain.errors import InvalidRequest, ModelNotFound, RouteurError, Unavailab
 from domain.models import Abilities, ModelInfo, ModelList, ProviderInfo
 from domain.usage import Price
 from services.llm_providers.base import BaseProvider, ListedModel, ModelKind, ProviderConfig
+from services.llm_providers.wire.routed import RoutedChat
 from services.local_servers import CANDIDATES, Candidate, find_local_servers
-from services.model_router import ModelRouter
+from services.model_router import ModelRouter, plans_of
+from services.pools import pool_info
 from services.provider_configs import EMBEDDED, configured_providers, found_on_this_machine
 
 logger = logging.getLogger(__name__)
@@ -41,7 +46,7 @@ _NO_MODEL = (
 
 @dataclass(frozen=True, slots=True)
 class ResolvedModel:
-    """A model whose provider is configured."""
+    """A model whose provider is configured, or a pool (of the provider `pool`)."""
 
     provider: str
     name: str
@@ -59,21 +64,69 @@ class _Listing:
     until: float
 
 
+def _parted(model_id: str) -> ResolvedModel:
+    provider, _, name = model_id.partition("/")
+    return ResolvedModel(provider, name)
+
+
+class _Peers:
+    """The models that may have to answer in the place of one, with its parameters: each built when first asked."""
+
+    def __init__(self, build: Callable[[ResolvedModel], RoutedChat]) -> None:
+        self._build = build
+        self._made: dict[str, RoutedChat] = {}
+        self._refused: set[str] = set()
+
+    def __call__(self, model_id: str) -> RoutedChat:
+        """The chat model of that id.
+
+        Raises:
+            RouteurError: it cannot be built with these parameters.
+        """
+        made = self._made.get(model_id)
+        if made is None:
+            try:
+                made = self._made[model_id] = self._build(_parted(model_id))
+            except RouteurError as error:
+                if model_id not in self._refused:
+                    self._refused.add(model_id)
+                    extra = {"model": model_id, "code": error.code, "param": error.param}
+                    logger.warning("model cannot take the parameters and is passed over", extra=extra)
+                raise
+        return made
+
+
 class LLMService:
-    """Chat models by id."""
+    """Chat models by id.
+
+    Attributes:
+        router: whom each call goes to, and how those models are doing.
+
+    Raises:
+        SettingsError: MODEL_POOLS names a deployment of a provider that is not configured.
+    """
 
     def __init__(
-        self, configs: list[ProviderConfig], catalogue: Mapping[str, CatalogueEntry], settings: ProviderSettings
+        self,
+        configs: list[ProviderConfig],
+        catalogue: Mapping[str, CatalogueEntry],
+        settings: ProviderSettings,
+        metrics: Metrics | None = None,
     ) -> None:
         self._configs = {config.name: config for config in configs}
         self._catalogue = catalogue
-        self._fallbacks = settings.model_fallbacks
         self._asked_default = settings.default_model
         self._default: str | None = None
         self._providers: dict[str, BaseProvider] = {}
         self._listings: dict[str, _Listing] = {}
         self._listing: dict[str, asyncio.Lock] = {}
-        self.router = ModelRouter()
+        self._pools = tuple(settings.model_pools)
+        self.router = ModelRouter(
+            plans_of(settings, self._canonical),
+            failures=settings.failures_before_cooldown,
+            cooldown=settings.cooldown,
+            metrics=metrics,
+        )
 
     # -- which model --
 
@@ -129,13 +182,20 @@ class LLMService:
         """`provider/name` or `provider:name` of a configured provider; or a built-in by its bare name."""
         for separator in ("/", ":"):
             provider, found, name = named.partition(separator)
-            if found and name and provider in self._configs:
+            if found and name and self._has(provider, name):
                 return ResolvedModel(provider, name)
         for built_in in ModelName:
             provider = built_in.value.partition("/")[0]
             if named in (built_in.bare, built_in.name) and provider in self._configs:
                 return ResolvedModel(provider, built_in.bare)
         return None
+
+    def _has(self, provider: str, name: str) -> bool:
+        return name in self._pools if provider == POOL else provider in self._configs
+
+    def _canonical(self, named: str) -> str | None:
+        resolved = self._split(named)
+        return resolved.id if resolved is not None else None
 
     async def _find_bare(self, named: str, kind: ModelKind) -> ResolvedModel:
         await asyncio.gather(*(self._listed(name) for name in self._configs))
@@ -159,17 +219,17 @@ class LLMService:
         *,
         parameters: ModelParameters | None = None,
     ) -> BaseChatModel:
-        """A chat model, with its fallbacks behind it.
+        """A chat model; those that its pool or MODEL_FALLBACKS name answer when it cannot.
 
         Args:
-            model: `provider/name` of a configured provider, or a built-in.
+            model: `provider/name` of a configured provider, `pool/name`, or a built-in.
             temperature: 0 to 2; None leaves it to the provider.
             max_tokens: the most tokens to write.
             parameters: all parameters at once; the two above win.
 
         Raises:
             ModelNotFound: the provider is not configured.
-            InvalidRequest: a parameter that the provider does not take.
+            InvalidRequest: a parameter that the provider, or every deployment of the pool, does not take.
             Unavailable: the provider's package is not installed.
         """
         given = {"temperature": temperature, "max_tokens": max_tokens}
@@ -178,8 +238,10 @@ class LLMService:
         resolved = self._split(str(model))
         if resolved is None:
             raise ModelNotFound(str(model), self._known_ids())
-        fallbacks = [self._build(other, chosen, []) for other in self._chain(resolved)]
-        return self._build(resolved, chosen, fallbacks)
+        peers = _Peers(partial(self._build, parameters=chosen))
+        llm = self._first(resolved, peers) if resolved.provider == POOL else self._build(resolved, chosen)
+        llm.route, llm.peer = partial(self.router.route, resolved.id), peers
+        return llm
 
     def provider_of(self, model_id: str) -> tuple[BaseProvider, str]:
         """Who serves `provider/name` of a configured provider, and what it is called there.
@@ -210,19 +272,30 @@ class LLMService:
         return entry.price if entry else None
 
     async def warm_up(self) -> None:
-        """Import the default model's provider beforehand, in a thread: the first caller need not wait for it."""
-        if self._default is not None:
-            vendor = self._configs[self._default.partition("/")[0]].vendor
-            await asyncio.to_thread(importlib.import_module, f"services.llm_providers.{vendor}")
+        """Import the providers of the default model and of those that may step in beforehand, in a thread.
 
-    def _chain(self, model: ResolvedModel) -> list[ResolvedModel]:
-        """The fallbacks of that model whose providers are configured."""
-        return [found for name in self._fallbacks.get(model.id, ()) if (found := self._split(name)) is not None]
+        The first caller need not wait for it, nor everybody else while one model is replaced by another.
+        """
+        models = [*([] if self._default is None else [self._default]), *self.router.models()]
+        providers = dict.fromkeys(model.partition("/")[0] for model in models)
+        for vendor in dict.fromkeys(self._configs[name].vendor for name in providers if name != POOL):
+            with suppress(ImportError):  # an extra: whoever asks for it is told what to install
+                await asyncio.to_thread(importlib.import_module, f"services.llm_providers.{vendor}")
 
-    def _build(
-        self, model: ResolvedModel, parameters: ModelParameters, fallbacks: list[BaseChatModel]
-    ) -> BaseChatModel:
-        return self._provider(model.provider).chat_model(model.name, parameters, fallbacks)
+    def _first(self, pool: ResolvedModel, peers: _Peers) -> RoutedChat:
+        """A model of the pool's first deployment that takes the parameters; what a graph binds is bound to it."""
+        refused: RouteurError | None = None
+        for deployment in self.router.deployments(pool.id):
+            try:
+                llm = peers(deployment.model)
+            except RouteurError as error:
+                refused = refused or error
+            else:
+                return llm
+        raise refused or ModelNotFound(pool.id, self._known_ids())
+
+    def _build(self, model: ResolvedModel, parameters: ModelParameters) -> RoutedChat:
+        return self._provider(model.provider).chat_model(model.name, parameters)
 
     def _provider(self, name: str) -> BaseProvider:
         provider = self._providers.get(name)
@@ -247,6 +320,7 @@ class LLMService:
         """Every provider and its models. A provider that does not answer is listed with the reason."""
         await asyncio.gather(*(self._listed(name) for name in self._configs))
         models = [model for name in self._configs for model in self._models_of(name)]
+        models += [self._pool_info(name) for name in self._pools]
         return ModelList(default_model=self._default, providers=self.providers(), models=models)
 
     async def get_model(self, model_id: str) -> ModelInfo:
@@ -256,6 +330,9 @@ class LLMService:
             ModelNotFound: no configured provider lists it, and the catalogue does not know it.
         """
         resolved = await self.resolve(model_id)
+        if resolved.provider == POOL:
+            await asyncio.gather(*map(self._listed, {one.provider for one in self._members(resolved.name)}))
+            return self._pool_info(resolved.name)
         await self._listed(resolved.provider)
         for model in self._models_of(resolved.provider):
             if model.name == resolved.name:
@@ -285,6 +362,18 @@ class LLMService:
         if listing.reason is not None:
             names += [known.partition("/")[2] for known in self._catalogue if known.startswith(f"{provider}/")]
         return [self._model_info(provider, name, listed.get(name), listing.reason) for name in names]
+
+    def _members(self, pool: str) -> list[ResolvedModel]:
+        return [_parted(one.model) for one in self.router.deployments(f"{POOL}/{pool}")]
+
+    def _pool_info(self, name: str) -> ModelInfo:
+        """What holds for all its deployments, each as its provider lists it."""
+        members = []
+        for one in self._members(name):
+            listing = self._listings[one.provider]
+            listed = next((model for model in listing.models if model.name == one.name), None)
+            members.append(self._model_info(one.provider, one.name, listed, listing.reason))
+        return pool_info(name, members, default=f"{POOL}/{name}" == self._default)
 
     def _model_info(self, provider: str, name: str, listed: ListedModel | None, reason: str | None) -> ModelInfo:
         model_id = f"{provider}/{name}"
@@ -327,7 +416,7 @@ class LLMService:
 
     def _known_ids(self, kind: ModelKind = "chat") -> list[str]:
         """What to offer somebody who named a model that is not there: listed models, else the catalogue's."""
-        ids = []
+        ids = [f"{POOL}/{name}" for name in self._pools] if kind == "chat" else []
         for name in self._configs:
             listing = self._listings.get(name)
             if listing and listing.models:
@@ -344,12 +433,13 @@ class LLMService:
 
 @asynccontextmanager
 async def open_llm_service(
-    settings: Settings, *, local_candidates: tuple[Candidate, ...] = CANDIDATES
+    settings: Settings, metrics: Metrics | None = None, *, local_candidates: tuple[Candidate, ...] = CANDIDATES
 ) -> AsyncIterator[LLMService]:
     """The factory for these settings, its default settled.
 
     Raises:
         ModelNotFound: DEFAULT_MODEL names a model of a provider that is not configured.
+        SettingsError: MODEL_POOLS does.
     """
     configs = configured_providers(settings)
     if settings.discover_local:
@@ -359,7 +449,7 @@ async def open_llm_service(
                 configs.append(found_on_this_machine(server, settings))
     if settings.offline_allowed:
         configs.append(EMBEDDED)
-    service = LLMService(configs, load_catalogue(), settings.providers)
+    service = LLMService(configs, load_catalogue(), settings.providers, metrics)
     try:
         await service.choose_default()
         yield service

@@ -222,3 +222,118 @@ class ModelCards(BaseModel):
 
     object: Literal["list"] = "list"
     data: list[ModelCard]
+
+
+class TextFormat(_Sent):
+    """How the text of a response shall look."""
+
+    type: Literal["text", "json_object", "json_schema"] = "text"
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")] | None = None
+    schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
+    strict: bool | None = None
+    description: Text | None = None
+
+
+class TextSettings(_Sent):
+    """Everything about the text of a response."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: TextFormat | None = None
+    verbosity: Annotated[str, Field(max_length=32)] | None = None
+
+
+class ReasoningSettings(_Sent):
+    """How much a model shall think."""
+
+    effort: Annotated[str, Field(max_length=32)] | None = None
+
+
+class ConversationRef(_Sent):
+    """A stored session."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    id: SessionId
+
+
+ResponseId = Annotated[str, Field(pattern=r"^resp_[0-9a-f]{32}$")]
+
+
+class ResponseRequest(_Sent):
+    """The body of `POST /v1/responses`.
+
+    `model` as in chat completions. `previous_response_id` goes on after that response, `conversation` (or the header
+    `X-Session-Id`) in a stored session; `background` makes it a run that outlives the connection and the process.
+    """
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"model": "offline/rules", "input": "Hello!"},
+                {"model": "agent/react", "input": "What is 6 times 7?", "background": True},
+            ]
+        }
+    )
+
+    model: ModelId
+    input: (
+        Annotated[str, Field(min_length=1, max_length=MAX_MESSAGE_CHARS)]
+        | Annotated[list[dict[str, Any]], Field(min_length=1, max_length=2_000)]
+    )
+    instructions: Text | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
+    max_output_tokens: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
+    tools: Annotated[list[dict[str, Any]], Field(max_length=512)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    text: TextSettings | None = None
+    reasoning: ReasoningSettings | None = None
+    previous_response_id: ResponseId | None = None
+    conversation: SessionId | ConversationRef | None = None
+    background: bool | None = None
+    store: bool | None = None
+    metadata: Metadata | None = None
+    include: Annotated[list[Literal["reasoning.encrypted_content"]], Field(max_length=8)] | None = None
+    truncation: Literal["disabled"] | None = None
+    service_tier: Literal["auto", "default"] | None = None
+    user: Annotated[str, Field(max_length=1_000)] | None = None
+    safety_identifier: Annotated[str, Field(max_length=1_000)] | None = None
+    prompt_cache_key: Annotated[str, Field(max_length=1_000)] | None = None
+
+
+class ResponseObject(BaseModel):
+    """A response."""
+
+    model_config = ConfigDict(extra="allow")
+
+    id: str
+    object: Literal["response"]
+    created_at: int
+    status: Literal["completed", "failed", "in_progress", "cancelled", "queued", "incomplete"]
+    model: str
+    output: list[dict[str, Any]]
+    parallel_tool_calls: bool
+    tool_choice: Any
+    tools: list[dict[str, Any]]
+
+
+class DeletedResponse(BaseModel):
+    """It is forgotten."""
+
+    id: str
+    object: Literal["response"] = "response"
+    deleted: Literal[True] = True
+
+
+class ItemList(BaseModel):
+    """Input items of a response."""
+
+    object: Literal["list"] = "list"
+    data: list[dict[str, Any]]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool

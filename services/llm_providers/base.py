@@ -6,15 +6,15 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from langchain_core.language_models.chat_models import BaseChatModel
 from pydantic import SecretStr
 
-from core.http import Deadlines, ProviderClient
+from core.http import PROVIDERS_OWN, Deadlines, Patience, ProviderClient
 from domain.agents import ModelParameters
 from domain.embeddings import Embedded, EmbeddingRequest
 from domain.errors import InvalidRequest
 from domain.models import Abilities
 from services.llm_providers.wire.completions import COMPATIBLE, Vendor
+from services.llm_providers.wire.routed import RoutedChat
 
 ModelKind = Literal["chat", "embedding", "transcription", "speech"]
 
@@ -70,7 +70,7 @@ class BaseProvider(ABC):
         )
 
     @abstractmethod
-    def chat_model(self, name: str, parameters: ModelParameters, fallbacks: list[BaseChatModel]) -> BaseChatModel:
+    def chat_model(self, name: str, parameters: ModelParameters) -> RoutedChat:
         """A chat model of that name. Cheap: nothing is connected.
 
         Raises:
@@ -95,15 +95,17 @@ class BaseProvider(ABC):
         """
         return self.vendor.body(name, asked, streamed=streamed, running_usage=self.config.running_usage)
 
-    async def completion(self, body: dict[str, Any], model: str) -> tuple[bytes, dict[str, Any]]:
+    async def completion(
+        self, body: dict[str, Any], model: str, patience: Patience = PROVIDERS_OWN
+    ) -> tuple[bytes, dict[str, Any]]:
         """The whole answer to `completions_body`, as it came and as JSON. Raises as `ProviderClient.post_json`."""
-        return await self.client.post_for_bytes(self.completions_path, body, model=model)
+        return await self.client.post_for_bytes(self.completions_path, body, model=model, patience=patience)
 
     def completion_lines(
-        self, body: dict[str, Any], model: str
+        self, body: dict[str, Any], model: str, patience: Patience = PROVIDERS_OWN
     ) -> AbstractAsyncContextManager[AsyncIterator[list[bytes]]]:
         """The streamed answer, as `ProviderClient.stream_lines` gives it."""
-        return self.client.stream_lines(self.completions_path, body, model=model)
+        return self.client.stream_lines(self.completions_path, body, model=model, patience=patience)
 
     async def embed(self, name: str, asked: EmbeddingRequest) -> Embedded:
         """The vectors that the model of that name gives, as they came.

@@ -1,9 +1,5 @@
 """Any OpenAI-compatible server: vLLM, llama.cpp, LM Studio, LocalAI, a gateway. One class, any number of servers."""
 
-from typing import cast
-
-from langchain_core.language_models.chat_models import BaseChatModel
-
 from domain.agents import ModelParameters
 from domain.embeddings import Embedded, EmbeddingRequest
 from services.llm_providers.base import BaseProvider, ListedModel
@@ -18,14 +14,13 @@ from services.llm_providers.wire.routed import RoutedChat
 class Provider(BaseProvider):
     """A server by name."""
 
-    def chat_model(self, name: str, parameters: ModelParameters, fallbacks: list[BaseChatModel]) -> BaseChatModel:
+    def chat_model(self, name: str, parameters: ModelParameters) -> RoutedChat:
         """ChatOpenAI's conversions, plain `max_tokens`."""
         return OpenAIWireChat(
             model=name,
             routeur_id=f"{self.config.name}/{name}",
             provider_client=self.client,
             running_usage=self.config.running_usage,
-            fallbacks=cast(list[RoutedChat], fallbacks),
             **given(
                 parameters, temperature="temperature", max_tokens="max_tokens", top_p="top_p", stop="stop", seed="seed"
             ),

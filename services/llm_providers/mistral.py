@@ -1,8 +1,8 @@
 """Mistral AI."""
 
-from typing import Any, Self, cast
+from collections.abc import Mapping
+from typing import Any, Self
 
-from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.messages import BaseMessage
 from langchain_mistralai import ChatMistralAI
 from pydantic import SecretStr, model_validator
@@ -38,6 +38,9 @@ class MistralChat(CompletionsChat, ChatMistralAI):  # type: ignore[misc] # its _
         """Takes the place of ChatMistralAI's, which builds two httpx clients for each instance."""
         return self
 
+    def _adopted(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        return {**kwargs, "tool_choice": "any"} if kwargs.get("tool_choice") == "required" else kwargs
+
     def _ask(
         self, messages: list[BaseMessage], stop: list[str] | None, *, stream: bool, **kwargs: Any
     ) -> dict[str, Any]:
@@ -50,15 +53,13 @@ class Provider(BaseProvider):
 
     vendor = MISTRAL
 
-    def chat_model(self, name: str, parameters: ModelParameters, fallbacks: list[BaseChatModel]) -> BaseChatModel:
+    def chat_model(self, name: str, parameters: ModelParameters) -> RoutedChat:
         """ChatMistralAI, sending through our client."""
-        if parameters.temperature is not None and parameters.temperature > _MAX_TEMPERATURE:
-            raise InvalidRequest("Mistral's models take a temperature from 0 to 1.", param="temperature")
+        _check_temperature(parameters.temperature)
         return MistralChat(
             model_name=name,
             routeur_id=f"{self.config.name}/{name}",
             provider_client=self.client,
-            fallbacks=cast(list[RoutedChat], fallbacks),
             **given(
                 parameters,
                 temperature="temperature",
@@ -68,6 +69,11 @@ class Provider(BaseProvider):
                 seed="random_seed",
             ),
         )
+
+    def completions_body(self, name: str, asked: Mapping[str, Any], *, streamed: bool) -> dict[str, Any]:
+        """Raises InvalidRequest also for a temperature over 1."""
+        _check_temperature(asked.get("temperature"))
+        return super().completions_body(name, asked, streamed=streamed)
 
     async def list_models(self, within: float) -> list[ListedModel]:
         """Mistral says what each model can do; entries are repeated for their aliases."""
@@ -93,3 +99,8 @@ class Provider(BaseProvider):
         return await post_embeddings(
             self.client, name, asked, output_dimension=asked.dimensions, encoding_format="float"
         )
+
+
+def _check_temperature(temperature: float | None) -> None:
+    if temperature is not None and temperature > _MAX_TEMPERATURE:
+        raise InvalidRequest("Mistral's models take a temperature from 0 to 1.", param="temperature")

@@ -12,12 +12,12 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any, cast
 
 import orjson
-from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage, convert_to_messages
 from langchain_core.runnables import Runnable
 from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
 from uuid_utils import uuid7
 
+from core.http import PROVIDERS_OWN, Patience
 from domain.agents import ModelParameters
 from domain.embeddings import Embedded, EmbeddingRequest
 from domain.errors import InvalidRequest, ModelNotFound
@@ -29,6 +29,7 @@ from services.llm_providers.wire.answer import Answer, Delta, Fragment
 from services.llm_providers.wire.completions import OFFLINE
 from services.llm_providers.wire.parameters import given
 from services.llm_providers.wire.routed import RoutedChat
+from services.model_router import Route
 from services.question_reading import Reading, arguments_for, asked_call, instance_of, wanted_keys
 
 NAME = "rules"
@@ -60,7 +61,12 @@ class OfflineChat(RoutedChat):
         return cast(Runnable[Any, AIMessage], self.bind(tools=known, tool_choice=tool_choice, **kwargs))
 
     async def _deltas(
-        self, answer: Answer, messages: list[BaseMessage], stop: list[str] | None, kwargs: dict[str, Any]
+        self,
+        answer: Answer,
+        messages: list[BaseMessage],
+        stop: list[str] | None,
+        kwargs: dict[str, Any],
+        route: Route | None = None,
     ) -> AsyncGenerator[list[Delta]]:
         for delta in self._compose(answer, messages, stop, kwargs):
             answer.add(delta)
@@ -68,7 +74,12 @@ class OfflineChat(RoutedChat):
             await asyncio.sleep(0)  # others have their turn, as with a model that has to be waited for
 
     async def _whole(
-        self, answer: Answer, messages: list[BaseMessage], stop: list[str] | None, kwargs: dict[str, Any]
+        self,
+        answer: Answer,
+        messages: list[BaseMessage],
+        stop: list[str] | None,
+        kwargs: dict[str, Any],
+        route: Route | None = None,
     ) -> Delta:
         deltas = self._compose(answer, messages, stop, kwargs)
         for delta in deltas:
@@ -108,7 +119,7 @@ class Provider(BaseProvider):
 
     vendor = OFFLINE
 
-    def chat_model(self, name: str, parameters: ModelParameters, fallbacks: list[BaseChatModel]) -> BaseChatModel:
+    def chat_model(self, name: str, parameters: ModelParameters) -> RoutedChat:
         """The model of rules; it takes every parameter and heeds `max_tokens` and `stop`."""
         _check_chats(name)
         return OfflineChat(routeur_id=f"offline/{name}", **given(parameters, max_tokens="max_tokens", stop="stop"))
@@ -118,7 +129,9 @@ class Provider(BaseProvider):
         _check_chats(name)
         return super().completions_body(name, asked, streamed=streamed)
 
-    async def completion(self, body: dict[str, Any], model: str) -> tuple[bytes, dict[str, Any]]:
+    async def completion(
+        self, body: dict[str, Any], model: str, patience: Patience = PROVIDERS_OWN
+    ) -> tuple[bytes, dict[str, Any]]:
         """One whole answer, as OpenAI's wire says it."""
         answer, deltas = _asked_directly(body, model)
         for delta in deltas:
@@ -134,7 +147,9 @@ class Provider(BaseProvider):
         return orjson.dumps(whole), whole
 
     @asynccontextmanager
-    async def completion_lines(self, body: dict[str, Any], model: str) -> AsyncIterator[AsyncIterator[list[bytes]]]:
+    async def completion_lines(
+        self, body: dict[str, Any], model: str, patience: Patience = PROVIDERS_OWN
+    ) -> AsyncIterator[AsyncIterator[list[bytes]]]:
         """The same, in pieces."""
         answer, deltas = _asked_directly(body, model)
         yield _told(_head(model, "chat.completion.chunk"), answer, deltas)
@@ -193,10 +208,27 @@ def _asked_directly(body: dict[str, Any], model: str) -> tuple[Answer, list[Delt
     answer = Answer()
     return answer, llm._compose(
         answer,
-        convert_to_messages(body["messages"]),
+        convert_to_messages([_readable(message) for message in body["messages"]]),
         [stop] if isinstance(stop, str) else stop,
         {name: body.get(name) for name in ("tools", "tool_choice", "response_format")},
     )
+
+
+def _readable(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message as LangChain reads it: calls may stand without content, and their arguments need be no JSON object."""
+    read = {"content": "", **message}
+    if calls := message.get("tool_calls"):
+        read["tool_calls"] = [_readable_call(call) for call in calls]
+    return read
+
+
+def _readable_call(call: Mapping[str, Any]) -> dict[str, Any]:
+    function = call["function"]
+    try:
+        given_as_object = isinstance(orjson.loads(function["arguments"]), dict)
+    except orjson.JSONDecodeError:
+        given_as_object = False
+    return dict(call) if given_as_object else {**call, "function": {**function, "arguments": "{}"}}
 
 
 async def _told(head: dict[str, Any], answer: Answer, deltas: list[Delta]) -> AsyncIterator[list[bytes]]:

@@ -1,10 +1,13 @@
 """Ollama, by its own API (`/api/chat`, one JSON object a line)."""
 
+from collections.abc import Sequence
 from typing import Any, Self, cast
 
 import orjson
-from langchain_core.language_models.chat_models import BaseChatModel
-from langchain_core.messages import BaseMessage
+from langchain_core.language_models import LanguageModelInput
+from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.runnables import Runnable
+from langchain_core.utils.function_calling import convert_to_openai_tool
 from langchain_ollama import ChatOllama
 from pydantic import model_validator
 
@@ -20,9 +23,21 @@ from services.llm_providers.wire.parameters import given
 from services.llm_providers.wire.routed import RoutedChat
 from services.llm_providers.wire.wired import WiredChat
 
+#: Ollama has no such thing; whoever answers in its place may.
+_NOT_OLLAMAS = frozenset({"tool_choice", "parallel_tool_calls"})
+
 
 class OllamaChat(WiredChat, ChatOllama):
     """ChatOllama's conversions, `bind_tools` and `with_structured_output` over our client."""
+
+    def bind_tools(
+        self, tools: Sequence[Any], *, tool_choice: Any = None, **kwargs: Any
+    ) -> Runnable[LanguageModelInput, AIMessage]:
+        """This model, knowing these tools. `tool_choice` is for those that may answer in its place."""
+        if tool_choice is not None:
+            kwargs["tool_choice"] = tool_choice
+        known = [convert_to_openai_tool(tool) for tool in tools]
+        return cast(Runnable[LanguageModelInput, AIMessage], self.bind(tools=known, **kwargs))
 
     @model_validator(mode="after")
     def _set_clients(self) -> Self:
@@ -35,7 +50,8 @@ class OllamaChat(WiredChat, ChatOllama):
     def _ask(
         self, messages: list[BaseMessage], stop: list[str] | None, *, stream: bool, **kwargs: Any
     ) -> dict[str, Any]:
-        payload = self._chat_params(messages, stop, **kwargs, stream=stream)
+        told = {name: value for name, value in kwargs.items() if name not in _NOT_OLLAMAS}
+        payload = self._chat_params(messages, stop, **told, stream=stream)
         return {name: value for name, value in payload.items() if value is not None}
 
     def _read_line(self, answer: Answer, line: bytes) -> Delta | None:
@@ -92,13 +108,12 @@ class Provider(BaseProvider):
     vendor = OLLAMA
     completions_path = "/v1/chat/completions"
 
-    def chat_model(self, name: str, parameters: ModelParameters, fallbacks: list[BaseChatModel]) -> BaseChatModel:
+    def chat_model(self, name: str, parameters: ModelParameters) -> RoutedChat:
         """ChatOllama, sending through our client."""
         return OllamaChat(
             model=name,
             routeur_id=f"{self.config.name}/{name}",
             provider_client=self.client,
-            fallbacks=cast(list[RoutedChat], fallbacks),
             **given(
                 parameters, temperature="temperature", max_tokens="num_predict", top_p="top_p", stop="stop", seed="seed"
             ),

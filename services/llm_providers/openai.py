@@ -1,8 +1,6 @@
 """OpenAI."""
 
-from typing import Any, Literal, cast
-
-from langchain_core.language_models.chat_models import BaseChatModel
+from typing import Any, Literal
 
 from domain.agents import ModelParameters
 from domain.embeddings import Embedded, EmbeddingRequest
@@ -39,13 +37,12 @@ class Provider(BaseProvider):
 
     vendor = OPENAI
 
-    def chat_model(self, name: str, parameters: ModelParameters, fallbacks: list[BaseChatModel]) -> BaseChatModel:
+    def chat_model(self, name: str, parameters: ModelParameters) -> RoutedChat:
         """ChatOpenAI, sending through our client."""
         return OpenAIChat(
             model=name,
             routeur_id=f"{self.config.name}/{name}",
             provider_client=self.client,
-            fallbacks=cast(list[RoutedChat], fallbacks),
             **_asked(parameters),
         )
 

@@ -187,6 +187,12 @@ async def test_the_list_of_operations_is_the_documents(shared: House) -> None:
     assert documented == set(OPERATIONS)
 
 
+async def test_the_door_of_mcp_which_is_in_no_document_is_locked_too(shared: House) -> None:
+    """What it answers to rubbish is in test_mcp_server.py."""
+    assert "/mcp" not in (await shared.anyone.get("/openapi.json")).json()["paths"]
+    assert (await shared.anyone.post("/mcp", json={"jsonrpc": "2.0", "id": 1, "method": "ping"})).status_code == 401
+
+
 OPEN = {
     ("POST", "/auth/token"),
     ("POST", "/auth/revoke"),

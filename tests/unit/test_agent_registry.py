@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.messages import HumanMessage
+from langchain_core.tools import BaseTool, StructuredTool
 from langgraph.graph import END, START, MessagesState, StateGraph
 
 from domain.agents import AgentSpec
@@ -14,7 +15,7 @@ from domain.errors import AgentNotFound, Unavailable
 from graphs.base_graph import build_base_graph
 from services.agent_registry import AgentRegistry
 from services.agent_stream import RunStream
-from services.tool_registry import ToolRegistry
+from services.tool_registry import ToolRegistry, UnknownTool
 from tests.fakes.chat_models import ScriptedModel
 
 pytestmark = pytest.mark.anyio
@@ -178,3 +179,56 @@ def test_a_broken_tool_file_is_left_out_with_its_reason(tmp_path: Path) -> None:
     tools.discover(tmp_path)
     assert {"good", "calculator", "clock"} <= set(tools.names)
     assert tools.broken == {"bad_tool": "RuntimeError: boom"}
+
+
+def offered(name: str) -> BaseTool:
+    return StructuredTool.from_function(lambda: name, name=name, description=name)
+
+
+def with_server(*names: str) -> ToolRegistry:
+    tools = ToolRegistry()
+    tools.discover(Path("none"))
+    tools.add_server("files")
+    if names:
+        tools.server_answered("files", map(offered, names), {})
+    return tools
+
+
+def test_an_agent_waits_for_its_mcp_server_and_loses_it_again() -> None:
+    tools = with_server()
+    registry = AgentRegistry(tools)
+    registry.register_agent("clerk", build_base_graph, spec=AgentSpec(name="Clerk", tools=("clock", "files_read")))
+    registry.register_agent("other", build_base_graph, spec=AgentSpec(name="Other", tools=("clock",)))
+    with pytest.raises(Unavailable, match="MCP server 'files' is not there: it has not answered yet"):
+        registry.get("clerk")
+    assert registry.info("other").available
+    before = [registry.version_of(registry.get("other"))]
+    tools.server_answered("files", [offered("files_read")], {})
+    first = registry.version_of(registry.get("clerk"))
+    tools.server_failed("files", "gone")
+    assert registry.info("clerk").unavailable_reason == "the MCP server 'files' is not there: gone"
+    tools.server_answered("files", [offered("files_read")], {})
+    assert registry.version_of(registry.get("clerk")) > first, "its graphs are out of date"
+    assert [registry.version_of(registry.get("other"))] == before, "and nobody else's"
+
+
+def test_a_server_cannot_take_the_place_of_a_tool_of_ours() -> None:
+    tools = with_server()
+    ours = offered("files_read")
+    tools.register_tool(ours)
+    tools.server_answered("files", [offered("files_read"), offered("files_write")], {})
+    assert tools.get_tools(["files_read"]) == (ours,)
+    assert [tool.name for tool in tools.get_tools(["mcp:files"])] == ["files_write"]
+    assert tools.broken == {"files_read": "a tool of ours has that name"}
+
+
+@pytest.mark.parametrize("name", ["mcp:nobody", "nobody_read", "filesread", "mcp:"])
+def test_a_tool_of_no_server_is_unknown_at_once(name: str) -> None:
+    with pytest.raises(UnknownTool, match="there is no"):
+        with_server("files_read").check([name])
+
+
+def test_tools_are_given_once_and_in_order() -> None:
+    tools = with_server("files_b", "files_a")
+    got = tools.get_tools(["files_b", "clock", "mcp:files"])
+    assert [tool.name for tool in got] == ["files_b", "clock", "files_a"]

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.anyio
 
 def model(**parameters: object) -> OfflineChat:
     provider = Provider(ProviderConfig("offline", "offline", "", None, "embedded", ""))
-    made = provider.chat_model("rules", ModelParameters.model_validate(parameters), [])
+    made = provider.chat_model("rules", ModelParameters.model_validate(parameters))
     assert isinstance(made, OfflineChat)
     return made
 
@@ -95,3 +95,16 @@ async def test_structured_output_fits_the_class() -> None:
 
     found = await model().with_structured_output(Place).ainvoke("where?")
     assert isinstance(found, Place)
+
+
+@pytest.mark.parametrize("arguments", ['{"a": 1}', "", "[1]", "{broken"])
+async def test_calls_that_stand_alone_or_are_no_json_can_be_answered_over_the_wire(arguments: str) -> None:
+    call = {"id": "call_1", "type": "function", "function": {"name": "lookup", "arguments": arguments}}
+    messages = [
+        {"role": "user", "content": "Look it up."},
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "call_1", "content": "it is blue"},
+    ]
+    provider = Provider(ProviderConfig("offline", "offline", "", None, "embedded", ""))
+    _, answer = await provider.completion({"messages": messages}, "offline/rules")
+    assert "it is blue" in answer["choices"][0]["message"]["content"]

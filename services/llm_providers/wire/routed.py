@@ -2,9 +2,8 @@
 
 import asyncio
 import inspect
-import logging
 from abc import abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, suppress
 from typing import Any
 
@@ -17,31 +16,31 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResu
 from pydantic import ConfigDict, Field, PrivateAttr
 from uuid_utils import uuid7
 
-from domain.errors import RateLimited, RouteurError, UpstreamFailure, UpstreamTimeout
+from domain.errors import RouteurError
 from services.llm_providers.wire.answer import Answer, Delta, estimated_usage, usage_metadata
+from services.llm_providers.wire.bound import in_openais_words
+from services.model_router import Route
 from services.model_stream import ModelListener, current_listener
 
-logger = logging.getLogger(__name__)
-
-#: Failures after which another model may answer instead, as long as nothing has been said.
-REPLACEABLE = (UpstreamFailure, UpstreamTimeout, RateLimited)
 _NO_STREAM = "nostream"  # langgraph.constants.TAG_NOSTREAM
 
 
 class RoutedChat(BaseChatModel):
-    """What all our chat models do alike: fallbacks, the run's ear, what an answer cost.
+    """What all our chat models do alike: who answers in whose place, the run's ear, what an answer cost.
 
     Attributes:
         routeur_id: `provider/name`.
         wanted_format: how the caller wants the answer (OpenAI's `response_format`); a graph's own choice wins.
-        fallbacks: models that answer when this one cannot begin to.
+        route: for each call, who is asked, in what order; None: this model alone.
+        peer: the chat model of another id, with the same parameters. Raises RouteurError: it cannot take them.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
     routeur_id: str
     wanted_format: dict[str, Any] | None = None
-    fallbacks: list["RoutedChat"] = Field(default_factory=list, exclude=True, repr=False)
+    route: Callable[[], Route] | None = Field(None, exclude=True, repr=False)
+    peer: Callable[[str], "RoutedChat"] | None = Field(None, exclude=True, repr=False)
 
     _loop: asyncio.AbstractEventLoop | None = PrivateAttr(None)
 
@@ -55,15 +54,32 @@ class RoutedChat(BaseChatModel):
 
     @abstractmethod
     def _deltas(
-        self, answer: Answer, messages: list[BaseMessage], stop: list[str] | None, kwargs: dict[str, Any]
+        self,
+        answer: Answer,
+        messages: list[BaseMessage],
+        stop: list[str] | None,
+        kwargs: dict[str, Any],
+        route: Route | None = None,
     ) -> AsyncGenerator[list[Delta]]:
-        """The pieces of a streamed answer, several at a time, each noted in `answer` before it is yielded."""
+        """The pieces of a streamed answer, several at a time, each noted in `answer` before it is yielded.
+
+        `route`, where there is one, says how long the first byte may take and whether to try twice.
+        """
 
     @abstractmethod
     async def _whole(
-        self, answer: Answer, messages: list[BaseMessage], stop: list[str] | None, kwargs: dict[str, Any]
+        self,
+        answer: Answer,
+        messages: list[BaseMessage],
+        stop: list[str] | None,
+        kwargs: dict[str, Any],
+        route: Route | None = None,
     ) -> Delta:
-        """An unstreamed answer, noted in `answer`."""
+        """An unstreamed answer, noted in `answer`; `route` as for a stream."""
+
+    def _adopted(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """What was bound, in this vendor's words; it comes in OpenAI's."""
+        return kwargs
 
     # -- what LangChain calls --
 
@@ -82,21 +98,24 @@ class RoutedChat(BaseChatModel):
         listener = current_listener.get()
         hushed = run_manager is not None and _NO_STREAM in (run_manager.tags or ())
         message_id = new_message_id()
-        chain: list[RoutedChat] = [self, *self.fallbacks]
-        for model in chain:
+        route = self.route() if self.route is not None else None
+        model = self._asked(route)
+        while True:
             answer = Answer()
+            theirs = model._words(kwargs, self)
             try:
-                await model._answer(answer, messages, stop, listener, None if hushed else message_id, kwargs)
-            except REPLACEABLE as error:
-                if answer.begun or model is chain[-1]:
+                await model._answer(answer, messages, stop, listener, None if hushed else message_id, theirs, route)
+                break
+            except RouteurError as error:
+                if route is None or not route.failed(error, begun=answer.begun):
                     raise
-                logger.warning("model cannot answer, the next one is asked", extra=_replacement(model, error))
-                continue
-            message = answer.message(message_id, model.routeur_id)
-            if isinstance(kwargs.get("response_format"), type):  # with_structured_output reads what was parsed
-                message.additional_kwargs["parsed"] = _parsed(answer.text)
-            return ChatResult(generations=[ChatGeneration(message=message)])
-        raise AssertionError("a chain is never empty")  # pragma: no cover
+                model = self._asked(route, error)
+        if route is not None:
+            route.succeeded()
+        message = answer.message(message_id, model.routeur_id)
+        if isinstance(kwargs.get("response_format"), type):  # with_structured_output reads what was parsed
+            message.additional_kwargs["parsed"] = _parsed(answer.text)
+        return ChatResult(generations=[ChatGeneration(message=message)])
 
     async def _astream(
         self,
@@ -107,31 +126,34 @@ class RoutedChat(BaseChatModel):
     ) -> AsyncIterator[ChatGenerationChunk]:
         kwargs = self._prepared(kwargs)
         message_id = new_message_id()
-        chain: list[RoutedChat] = [self, *self.fallbacks]
-        for model in chain:
+        route = self.route() if self.route is not None else None
+        model = self._asked(route)
+        while True:
             answer = Answer()
+            theirs = model._words(kwargs, self)
             try:
-                async with aclosing(model._deltas(answer, messages, stop, kwargs)) as batches:
+                async with aclosing(model._deltas(answer, messages, stop, theirs, route)) as batches:
                     async for deltas in batches:
                         for delta in deltas:
                             chunk = ChatGenerationChunk(message=_chunk(delta, message_id))
                             if run_manager:
                                 await run_manager.on_llm_new_token(delta.text, chunk=chunk)
                             yield chunk
-            except REPLACEABLE as error:
-                if answer.begun or model is chain[-1]:
+                break
+            except RouteurError as error:
+                if route is None or not route.failed(error, begun=answer.begun):
                     raise
-                logger.warning("model cannot answer, the next one is asked", extra=_replacement(model, error))
-                continue
-            last = AIMessageChunk(
-                content="",
-                id=message_id,
-                usage_metadata=usage_metadata(answer.usage),
-                response_metadata={"finish_reason": answer.finish_reason, "routeur_model": model.routeur_id},
-                chunk_position="last",
-            )
-            yield ChatGenerationChunk(message=last)
-            return
+                model = self._asked(route, error)
+        if route is not None:
+            route.succeeded()
+        last = AIMessageChunk(
+            content="",
+            id=message_id,
+            usage_metadata=usage_metadata(answer.usage),
+            response_metadata={"finish_reason": answer.finish_reason, "routeur_model": model.routeur_id},
+            chunk_position="last",
+        )
+        yield ChatGenerationChunk(message=last)
 
     def _generate(
         self,
@@ -158,6 +180,25 @@ class RoutedChat(BaseChatModel):
             kept.setdefault("response_format", self.wanted_format)
         return kept
 
+    # -- who is asked --
+
+    def _asked(self, route: Route | None, earlier: RouteurError | None = None) -> "RoutedChat":
+        """The one that the route names now; those that cannot take the parameters are passed over.
+
+        Raises:
+            RouteurError: nobody is left; `earlier`, where somebody was asked before.
+        """
+        while route is not None and self.peer is not None and route.model != self.routeur_id:
+            try:
+                return self.peer(route.model)
+            except RouteurError as refusal:
+                if not route.skipped():
+                    raise earlier or refusal from None
+        return self
+
+    def _words(self, kwargs: dict[str, Any], bound_to: "RoutedChat") -> dict[str, Any]:
+        return kwargs if type(self) is type(bound_to) else self._adopted(in_openais_words(kwargs))
+
     # -- one call --
 
     async def _answer(
@@ -168,12 +209,13 @@ class RoutedChat(BaseChatModel):
         listener: ModelListener | None,
         speak_as: str | None,
         kwargs: dict[str, Any],
+        route: Route | None = None,
     ) -> None:
         """Fill `answer`; tell `listener` as it comes. However it ends, the listener hears what it cost."""
         refused = False
         try:
             if listener is not None and listener.streams:
-                async with aclosing(self._deltas(answer, messages, stop, kwargs)) as batches:
+                async with aclosing(self._deltas(answer, messages, stop, kwargs, route)) as batches:
                     async for deltas in batches:
                         if speak_as is not None:
                             for delta in deltas:
@@ -184,7 +226,7 @@ class RoutedChat(BaseChatModel):
                         if listener.full:
                             await listener.drained()
                 return
-            whole = await self._whole(answer, messages, stop, kwargs)
+            whole = await self._whole(answer, messages, stop, kwargs, route)
             if listener is not None and speak_as is not None:
                 if whole.reasoning:
                     listener.reasoning(speak_as, whole.reasoning)
@@ -222,10 +264,6 @@ def _chunk(delta: Delta, message_id: str) -> AIMessageChunk:
     if delta.reasoning:
         chunk.additional_kwargs["reasoning_content"] = delta.reasoning
     return chunk
-
-
-def _replacement(model: RoutedChat, error: RouteurError) -> dict[str, str]:
-    return {"model": model.routeur_id, "code": error.code}
 
 
 def _parsed(text: str) -> Any:

@@ -8,11 +8,12 @@ from typing import Any
 from langchain_core.messages import BaseMessage
 from pydantic import Field
 
-from core.http import ProviderClient
+from core.http import PROVIDERS_OWN, Patience, ProviderClient
 from domain.errors import UpstreamFailure
 from services.llm_providers.wire import openai_wire
 from services.llm_providers.wire.answer import Answer, Delta
 from services.llm_providers.wire.routed import RoutedChat
+from services.model_router import Route
 
 logger = logging.getLogger(__name__)
 
@@ -41,13 +42,19 @@ class WiredChat(RoutedChat):
         """The delta of an unstreamed answer."""
 
     async def _deltas(
-        self, answer: Answer, messages: list[BaseMessage], stop: list[str] | None, kwargs: dict[str, Any]
+        self,
+        answer: Answer,
+        messages: list[BaseMessage],
+        stop: list[str] | None,
+        kwargs: dict[str, Any],
+        route: Route | None = None,
     ) -> AsyncGenerator[list[Delta]]:
         """The pieces of a streamed answer, a list for each read of the socket."""
         client = self._wire()
         payload = self._ask(messages, stop, stream=True, **kwargs)
         read_line = self._read_line
-        async with client.stream_lines(self._path(), payload, model=self.routeur_id) as batches:
+        streamed = client.stream_lines(self._path(), payload, model=self.routeur_id, patience=_patience(route))
+        async with streamed as batches:
             async for lines in batches:
                 deltas = []
                 try:
@@ -67,13 +74,17 @@ class WiredChat(RoutedChat):
             raise UpstreamFailure(f"The provider '{client.name}' broke off in the middle.", code="upstream_cut")
 
     async def _whole(
-        self, answer: Answer, messages: list[BaseMessage], stop: list[str] | None, kwargs: dict[str, Any]
+        self,
+        answer: Answer,
+        messages: list[BaseMessage],
+        stop: list[str] | None,
+        kwargs: dict[str, Any],
+        route: Route | None = None,
     ) -> Delta:
         """An unstreamed answer."""
         client = self._wire()
-        body = await client.post_json(
-            self._path(), self._ask(messages, stop, stream=False, **kwargs), model=self.routeur_id
-        )
+        payload = self._ask(messages, stop, stream=False, **kwargs)
+        body = await client.post_json(self._path(), payload, model=self.routeur_id, patience=_patience(route))
         delta = self._read_whole(answer, body)
         answer.add(delta)
         if answer.finish is None:
@@ -97,3 +108,10 @@ class CompletionsChat(WiredChat):
 
     def _read_whole(self, answer: Answer, body: dict[str, Any]) -> Delta:
         return openai_wire.read_whole(self._wire(), answer, body)
+
+
+def _patience(route: Route | None) -> Patience:
+    """The deployment's own, and no second try while another deployment is well."""
+    if route is None or (route.timeout is None and not route.spare):
+        return PROVIDERS_OWN
+    return Patience(route.timeout, 0 if route.spare else None)

@@ -1,0 +1,326 @@
+"""A run as OpenAI's Responses: its object, and the events that build it, numbered from 0 without holes.
+
+Fed by an agent's events (`envelopes`) or by a model's deltas (`text`, `reasoning`, `call`); gives bytes to send. The
+response at the end is what the events have built, so both always say the same.
+"""
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from api.streaming.openai_chunks import ToolView, tool_line
+from domain.enums import FinishReason
+from domain.errors import ErrorKind, RouteurError
+from domain.events import (
+    Envelope,
+    ReasoningDelta,
+    RunCancelled,
+    RunFailed,
+    RunFinished,
+    RunResumed,
+    RunTimedOut,
+    TextDelta,
+    ToolFinished,
+    ToolStarted,
+)
+from domain.usage import Usage
+
+_ERROR_CODES = {
+    ErrorKind.RATE_LIMITED: "rate_limit_exceeded",
+    ErrorKind.QUOTA: "rate_limit_exceeded",
+    ErrorKind.INVALID: "invalid_prompt",
+}
+
+
+def response_id(run_id: str) -> str:
+    """The id of the response that a run is."""
+    return f"resp_{run_id.replace('-', '')}"
+
+
+def response_usage(usage: Usage | None) -> dict[str, Any] | None:
+    """Usage in the words of Responses; None: nobody told us."""
+    if usage is None:
+        return None
+    return {
+        "input_tokens": usage.input_tokens,
+        "input_tokens_details": {"cached_tokens": usage.cached_tokens or 0, "cache_write_tokens": 0},
+        "output_tokens": usage.output_tokens,
+        "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens or 0},
+        "total_tokens": usage.total_tokens,
+    }
+
+
+def response_error(kind: ErrorKind, code: str, message: str) -> dict[str, str]:
+    """Why a response failed: OpenAI's code where there is one for it, our own in the message."""
+    return {"code": _ERROR_CODES.get(kind, "server_error"), "message": f"{message} ({code})"}
+
+
+def message_item(message_id: str, text: str, status: str = "completed") -> dict[str, Any]:
+    """What was said, as an output item."""
+    content = [{"type": "output_text", "text": text, "annotations": [], "logprobs": []}]
+    return {"id": message_id, "type": "message", "role": "assistant", "status": status, "content": content}
+
+
+def call_item(call_id: str, name: str, arguments: str, status: str = "completed") -> dict[str, Any]:
+    """A function call, as an output item."""
+    return {
+        "id": f"fc_{call_id}",
+        "type": "function_call",
+        "call_id": call_id,
+        "name": name,
+        "arguments": arguments,
+        "status": status,
+    }
+
+
+def reasoning_item(message_id: str, text: str) -> dict[str, Any]:
+    """What was thought, as an output item."""
+    return {"id": f"rs_{message_id}", "type": "reasoning", "summary": [{"type": "summary_text", "text": text}]}
+
+
+@dataclass(slots=True)
+class _Open:
+    """The item that is being built."""
+
+    index: int
+    kind: str
+    key: str
+    item: dict[str, Any]
+    pieces: list[str] = field(default_factory=list)
+
+
+class ResponseStream:
+    """Builds one response.
+
+    Args:
+        run_id: of the run that it is.
+        echo: what was asked, as the response repeats it.
+        tools: how an agent's own tool calls are shown.
+        message_id: of a model's answer, where its deltas do not name one.
+        skip: events up to this number are not given out again.
+    """
+
+    def __init__(
+        self,
+        run_id: str,
+        echo: Mapping[str, Any],
+        *,
+        created_at: float | None = None,
+        tools: ToolView = "hidden",
+        message_id: str = "",
+        skip: int = -1,
+    ) -> None:
+        self._base: dict[str, Any] = {
+            "id": response_id(run_id),
+            "object": "response",
+            "created_at": int(created_at or time.time()),
+            "status": "in_progress",
+            "error": None,
+            "incomplete_details": None,
+            **echo,
+            "output": [],
+            "usage": None,
+        }
+        self._tools = tools
+        self._message_id = message_id
+        self._skip = skip
+        self._seq = 0
+        self._output: list[dict[str, Any]] = []
+        self._open: _Open | None = None
+        self.ended = False
+
+    @property
+    def response(self) -> dict[str, Any]:
+        """As it stands."""
+        return self._base
+
+    # -- its life --
+
+    def begin(self, *, queued: bool = False) -> bytes:
+        """It exists; with `queued`, it waits for its turn."""
+        kinds = ("response.created", "response.queued") if queued else ("response.created", "response.in_progress")
+        if queued:
+            self._base["status"] = "queued"
+        return b"".join([self._event(kind, response=self._base) for kind in kinds])
+
+    def started(self) -> bytes:
+        """One that was queued has its turn."""
+        if self._base["status"] != "queued":
+            return b""
+        self._base["status"] = "in_progress"
+        return self._event("response.in_progress", response=self._base)
+
+    def finish(self, reason: str, usage: Usage | None, model: str | None = None) -> bytes:
+        """A good end, or one that was cut short by a limit."""
+        closing = self._close()
+        short = {"length": "max_output_tokens", "content_filter": "content_filter"}.get(reason)
+        status = "incomplete" if short else "completed"
+        if model is not None:
+            self._base["model"] = model
+        self._end(status, usage)
+        self._base["incomplete_details"] = {"reason": short} if short else None
+        return closing + self._event(f"response.{status}", response=self._base)
+
+    def fail(self, error: RouteurError, usage: Usage | None = None) -> bytes:
+        """A bad end."""
+        return self.fail_with(response_error(error.kind, error.code, error.message), usage)
+
+    def fail_with(self, error: dict[str, str], usage: Usage | None) -> bytes:
+        """A bad end, in OpenAI's words."""
+        closing = self._close("incomplete")
+        self._end("failed", usage)
+        self._base["error"] = error
+        return closing + self._event("response.failed", response=self._base)
+
+    def cancel(self, usage: Usage | None = None) -> bytes:
+        """Its owner has stopped it. OpenAI has no event for that: the last one is `response.incomplete`."""
+        closing = self._close("incomplete")
+        self._end("cancelled", usage)
+        return closing + self._event("response.incomplete", response=self._base)
+
+    def _end(self, status: str, usage: Usage | None) -> None:
+        self.ended = True
+        self._base |= {"status": status, "output": self._output, "usage": response_usage(usage)}
+        if status == "completed":
+            self._base["completed_at"] = int(time.time())
+
+    # -- an agent's events --
+
+    def envelopes(self, envelopes: Iterable[Envelope]) -> bytes:
+        """What is to be told of these events."""
+        return b"".join([self._envelope(envelope.event) for envelope in envelopes])
+
+    def _envelope(self, event: Any) -> bytes:
+        if type(event) is TextDelta:
+            told = self.text(event.text, event.message_id) if event.text else b""
+            return told + (self._close() if event.done else b"")
+        if type(event) is ReasoningDelta:
+            return self.reasoning(event.text, event.message_id)
+        if isinstance(event, ToolStarted | ToolFinished):
+            return self._tool(event)
+        if type(event) is RunResumed:
+            return self._close("incomplete")
+        if type(event) is RunFinished:
+            reason = "stop" if event.finish_reason is FinishReason.TOOL_CALLS else event.finish_reason.value
+            return self.finish(reason, event.usage)
+        if type(event) is RunFailed:
+            return self.fail_with(response_error(ErrorKind(event.error), event.code, event.message), event.usage)
+        if type(event) is RunTimedOut:
+            error = response_error(ErrorKind.UPSTREAM_TIMEOUT, "run_timed_out", event.message)
+            return self.fail_with(error, event.usage)
+        if type(event) is RunCancelled:
+            return self.cancel(event.usage)
+        return b""
+
+    def _tool(self, event: ToolStarted | ToolFinished) -> bytes:
+        if self._tools == "reasoning":
+            return self.reasoning(tool_line(event), f"tool_{event.call_id}")
+        if self._tools == "calls" and isinstance(event, ToolStarted):
+            arguments = orjson.dumps(event.arguments).decode()
+            return self.call(event.call_id, event.call_id, event.name, arguments) + self._close()
+        return b""
+
+    # -- pieces --
+
+    def text(self, text: str, message_id: str = "") -> bytes:
+        """A piece of an answer."""
+        key = message_id or self._message_id
+        opening = b""
+        if self._open is None or self._open.kind != "message" or self._open.key != key:
+            opening = self._close() + self._open_message(key)
+        return opening + self._text_delta(text)
+
+    def _open_message(self, key: str) -> bytes:
+        item = {"id": key, "type": "message", "role": "assistant", "status": "in_progress", "content": []}
+        told = self._add("message", key, item)
+        part = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
+        return told + self._part_event("response.content_part.added", part=part)
+
+    def _text_delta(self, text: str) -> bytes:
+        opened = self._opened()
+        opened.pieces.append(text)
+        return self._part_event("response.output_text.delta", delta=text, logprobs=[])
+
+    def reasoning(self, text: str, message_id: str = "") -> bytes:
+        """A piece of a thought."""
+        key = message_id or self._message_id
+        opening = b""
+        if self._open is None or self._open.kind != "reasoning" or self._open.key != key:
+            opening = self._close() + self._add(
+                "reasoning", key, {"id": f"rs_{key}", "type": "reasoning", "summary": []}
+            )
+            opening += self._summary_event("part.added", part={"type": "summary_text", "text": ""})
+        self._opened().pieces.append(text)
+        return opening + self._summary_event("text.delta", delta=text)
+
+    def call(self, key: str, call_id: str, name: str, arguments: str) -> bytes:
+        """A function call, or one more piece of its arguments.
+
+        Args:
+            key: the same for all pieces of one call; `call_id` and `name` of the first count.
+        """
+        opening = b""
+        if self._open is None or self._open.kind != "function_call" or self._open.key != key:
+            opening = self._close() + self._add("function_call", key, call_item(call_id, name, "", "in_progress"))
+        opened = self._opened()
+        if not arguments:
+            return opening
+        opened.pieces.append(arguments)
+        return opening + self._item_event("response.function_call_arguments.delta", delta=arguments)
+
+    # -- items --
+
+    def _add(self, kind: str, key: str, item: dict[str, Any]) -> bytes:
+        self._open = _Open(len(self._output), kind, key, item)
+        self._output.append(item)
+        return self._event("response.output_item.added", output_index=self._open.index, item=item)
+
+    def _opened(self) -> _Open:
+        if self._open is None:  # pragma: no cover - a fault of ours
+            raise RuntimeError("no item is open")
+        return self._open
+
+    def _close(self, status: str = "completed") -> bytes:
+        """Close the item that is open, if any."""
+        opened = self._open
+        if opened is None:
+            return b""
+        whole = "".join(opened.pieces)
+        if opened.kind == "message":
+            opened.item = message_item(opened.key, whole, status)
+            part = opened.item["content"][0]
+            told = self._part_event("response.output_text.done", text=whole, logprobs=[])
+            told += self._part_event("response.content_part.done", part=part)
+        elif opened.kind == "reasoning":
+            opened.item = reasoning_item(opened.key, whole)
+            told = self._summary_event("text.done", text=whole)
+            told += self._summary_event("part.done", part=opened.item["summary"][0])
+        else:
+            opened.item |= {"arguments": whole, "status": status}
+            told = self._item_event("response.function_call_arguments.done", name=opened.item["name"], arguments=whole)
+        self._output[opened.index] = opened.item
+        told += self._event("response.output_item.done", output_index=opened.index, item=opened.item)
+        self._open = None
+        return told
+
+    # -- events --
+
+    def _part_event(self, kind: str, **more: Any) -> bytes:
+        return self._item_event(kind, content_index=0, **more)
+
+    def _summary_event(self, kind: str, **more: Any) -> bytes:
+        return self._item_event(f"response.reasoning_summary_{kind}", summary_index=0, **more)
+
+    def _item_event(self, kind: str, **more: Any) -> bytes:
+        opened = self._opened()
+        return self._event(kind, item_id=opened.item["id"], output_index=opened.index, **more)
+
+    def _event(self, kind: str, **more: Any) -> bytes:
+        seq, self._seq = self._seq, self._seq + 1
+        if seq <= self._skip:
+            return b""
+        data = orjson.dumps({"type": kind, "sequence_number": seq, **more})
+        return b"event: " + kind.encode() + b"\ndata: " + data + b"\n\n"
