@@ -8,6 +8,7 @@ from agents import (
     Agent,
     ModelSettings,
     OpenAIChatCompletionsModel,
+    OpenAIResponsesModel,
     RunConfig,
     RunContextWrapper,
     Runner,
@@ -23,7 +24,7 @@ from tests.clients.conftest import Door
 
 pytestmark = [pytest.mark.anyio, pytest.mark.e2e]
 
-MODELS = {"chat_completions": OpenAIChatCompletionsModel}  # one wire, one line
+MODELS = {"chat_completions": OpenAIChatCompletionsModel, "responses": OpenAIResponsesModel}
 UNTRACED = RunConfig(tracing_disabled=True)
 
 
