@@ -96,6 +96,17 @@ def test_openai_parses_structured_output(openai: Run) -> None:
     assert openai("parse") == {"name": "Ada", "age": 36}
 
 
+def test_openai_reads_responses_and_answers_their_calls(openai: Run) -> None:
+    seen = openai("responses")
+    assert "You said: Hello, Node!" in seen["text"]
+    assert seen["streamed"] == seen["text"]
+    assert (seen["kinds"][0], seen["kinds"][-1]) == ("response.created", "response.completed")
+    assert seen["usage"]["total_tokens"] == seen["usage"]["input_tokens"] + seen["usage"]["output_tokens"] > 10
+    assert (seen["call"]["name"], json.loads(seen["call"]["arguments"])) == ("get_weather", {"city": "Rome"})
+    assert "get_weather answered: hot" in seen["answer"]
+    assert (seen["error"]["class"], seen["error"]["code"]) == ("NotFoundError", "model_not_found")
+
+
 def test_openai_raises_the_class_that_belongs_to_each_failure(openai: Run) -> None:
     seen = openai("errors")
     classes = {name: (error["class"], error["status"]) for name, error in seen.items()}

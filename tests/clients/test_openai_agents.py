@@ -7,6 +7,7 @@ import pytest
 from agents import (
     Agent,
     ModelSettings,
+    MultiProvider,
     OpenAIChatCompletionsModel,
     OpenAIResponsesModel,
     RunConfig,
@@ -151,3 +152,13 @@ async def test_an_agent_of_ours_serves_as_a_model(agent_as_model: Model) -> None
     async for _ in result.stream_events():
         pass
     assert "calculator answered: 42" in result.final_output
+
+
+@pytest.mark.parametrize("use_responses", [False, True], ids=["chat_completions", "responses"])
+async def test_models_are_named_as_the_router_names_them(client: AsyncOpenAI, use_responses: bool) -> None:
+    """The SDK takes what stands before a slash for a provider of its own, unless it is told otherwise."""
+    provider = MultiProvider(openai_client=client, openai_use_responses=use_responses, unknown_prefix_mode="model_id")
+    asked = RunConfig(model_provider=provider, tracing_disabled=True)
+    for name in ("offline/rules", "agent/simple"):
+        result = await Runner.run(Agent(name="Assistant", model=name), "Hello!", run_config=asked)
+        assert "You said: Hello!" in result.final_output

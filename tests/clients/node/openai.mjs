@@ -100,6 +100,34 @@ const scenarios = {
     return done.choices[0].message.parsed;
   },
 
+  async responses() {
+    const plain = await client.responses.create({ model, instructions: "Be brief.", input: "Hello, Node!" });
+    let streamed = "";
+    const kinds = [];
+    for await (const event of client.responses.stream({ model, input: "Hello, Node!" })) {
+      if (event.type === "response.output_text.delta") streamed += event.delta;
+      if (kinds.at(-1) !== event.type) kinds.push(event.type);
+    }
+    const tools = [{ type: "function", strict: false, ...weather.function }];
+    const first = await client.responses.create({ model, input: "What is the weather in Rome?", tools });
+    const call = first.output.find((item) => item.type === "function_call");
+    const second = await client.responses.create({
+      model,
+      previous_response_id: first.id,
+      input: [{ type: "function_call_output", call_id: call.call_id, output: "hot" }],
+      tools,
+    });
+    return {
+      text: plain.output_text,
+      usage: plain.usage,
+      streamed,
+      kinds,
+      call: { name: call.name, arguments: call.arguments },
+      answer: second.output_text,
+      error: await failure(() => client.responses.create({ model: "offline/nothing", input: "x" })),
+    };
+  },
+
   async errors() {
     const stranger = client.withOptions({ apiKey: "rk_nobody" });
     const ask = (more) => client.chat.completions.create({ model, messages: hello, ...more });
