@@ -41,6 +41,7 @@ _SUM = re.compile(r"[-+(]*\s*\d[\d\s.,()]*(?:(?:\*\*|[-+*/^])[\s(]*-?\s*\d[\d\s.
 _TIME = re.compile(r"\b(time|date|day|clock|today|now)\b", re.IGNORECASE)
 _WORDS = {" times ": " * ", " plus ": " + ", " minus ": " - ", " divided by ": " / ", "×": "*", "÷": "/", " x ": " * "}
 _ECHO_CHARS = 400
+_READ_CHARS, _SUM_CHARS = 20_000, 1_000  # of a question, where calls and sums are looked for: patterns are not linear
 
 
 class OfflineChat(RoutedChat):
@@ -301,10 +302,11 @@ def _tool_call(messages: list[BaseMessage], tools: dict[str, Any], choice: Any) 
     """The call that the last question asks for, or that `choice` forces."""
     if not tools or choice == "none":
         return None
-    question = _last_question(messages)
+    question = _last_question(messages)[:_READ_CHARS]
     if isinstance(choice, dict):
-        choice = choice.get("function", {}).get("name")
-    if choice in tools:
+        function = choice.get("function")
+        choice = function.get("name") if isinstance(function, dict) else None
+    if isinstance(choice, str) and choice in tools:
         return _fragment(choice, _arguments_for(tools[choice], question))
     must = choice in ("any", "required")
     if _last_results(messages):
@@ -347,6 +349,7 @@ def _properties(tool: dict[str, Any]) -> dict[str, Any]:
 
 
 def _expression(question: str) -> str | None:
+    question = question[:_SUM_CHARS]
     for word, sign in _WORDS.items():
         question = question.replace(word, sign)
     found = _SUM.search(question)
