@@ -6,9 +6,11 @@ is known of any tool beforehand: the rules look at names, types, numbers, quotat
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
+
+T = TypeVar("T")
 
 _MAX_DEPTH = 8
 _MAX_LOOKS = 50  # properties that are looked for by their names in one question
@@ -115,6 +117,9 @@ def asked_call(question: str, tools: Mapping[str, Mapping[str, Any]]) -> tuple[s
 
     Args:
         tools: functions as OpenAI's wire describes them, by name.
+
+    Raises:
+        ValueError: as `instance_of`.
     """
     question = question[:_MAX_READ]
     for name, tool in tools.items():
@@ -133,13 +138,17 @@ def asked_call(question: str, tools: Mapping[str, Mapping[str, Any]]) -> tuple[s
 
 
 def arguments_for(tool: Mapping[str, Any], question: str) -> dict[str, Any]:
-    """Arguments for a tool that must be called: from the question where it has them, else the plainest that fit."""
+    """Arguments for a tool that must be called: from the question where it has them, else the plainest that fit.
+
+    Raises:
+        ValueError: as `instance_of`.
+    """
     return _arguments(tool, question)[0]
 
 
 def _arguments(tool: Mapping[str, Any], question: str) -> tuple[dict[str, Any], list[str]]:
     """And the required ones that the question does not have."""
-    schema = tool.get("parameters") or {}
+    schema = _object(tool, "parameters")
     missing: list[str] = []
     made = instance_of(schema, Reading(question), missing)
     return (made if isinstance(made, dict) else {}), missing
@@ -147,7 +156,7 @@ def _arguments(tool: Mapping[str, Any], question: str) -> tuple[dict[str, Any], 
 
 def _written(text: str, tool: Mapping[str, Any]) -> dict[str, Any]:
     """What stands between the brackets of a call: JSON, `name=value`, or values in the order of the properties."""
-    schema = tool.get("parameters") or {}
+    schema = _object(tool, "parameters")
     fields = _object(schema, "properties")
     text = text.strip()
     if text.startswith("{"):
@@ -187,6 +196,9 @@ def instance_of(schema: Any, reading: Reading | None = None, missing: list[str] 
 
     Args:
         missing: is given the names of required values that the question does not have.
+
+    Raises:
+        ValueError: it is no JSON schema, or what fits it is too large.
     """
     return _Filling(schema, reading, missing).value(schema)
 
@@ -203,7 +215,9 @@ class _Filling:
     def value(self, schema: Any, name: str = "", depth: int = 0) -> Any:
         """The value of one property (`name`), or of the whole."""
         self._left -= 1
-        if not isinstance(schema, dict) or depth > _MAX_DEPTH or self._left < 0:
+        if self._left < 0:
+            raise ValueError("too large")
+        if not isinstance(schema, dict) or depth > _MAX_DEPTH:
             return None
         if "$ref" in schema:
             return self.value(_pointed(schema["$ref"], self._root), name, depth + 1)
@@ -234,10 +248,12 @@ class _Filling:
 
     def _object(self, schema: dict[str, Any], depth: int) -> dict[str, Any]:
         fields = _object(schema, "properties")
-        required = [name for name in _list(schema, "required") if isinstance(name, str)]
+        required = _list(schema, "required")
+        if not all(isinstance(name, str) for name in required):
+            raise ValueError("required names something that is no name")
         if not required and self._missing is None:
             required = list(fields)
-        made = {name: self.value(fields.get(name, {}), name, depth + 1) for name in required[:_MAX_VALUES]}
+        made = {name: self.value(fields.get(name, {}), name, depth + 1) for name in required}
         for name, field in fields.items():  # the others only where they are named
             if self._reading is not None and name not in made and isinstance(field, dict):
                 value = self._reading.named(name, field)
@@ -291,23 +307,33 @@ def _pointed(reference: Any, root: Any) -> Any:
 
 
 def _object(schema: Mapping[str, Any], key: str) -> dict[str, Any]:
-    found = schema.get(key)
-    return found if isinstance(found, dict) else {}
+    return _checked(schema, key, dict) or {}
 
 
 def _list(schema: Mapping[str, Any], key: str) -> list[Any]:
-    found = schema.get(key)
-    return found if isinstance(found, list) else []
+    return _checked(schema, key, list) or []
 
 
 def _limit(schema: Mapping[str, Any], key: str) -> float | None:
     found = schema.get(key)
-    return found if isinstance(found, int | float) and not isinstance(found, bool) else None
+    if found is not None and (not isinstance(found, int | float) or isinstance(found, bool)):
+        raise ValueError(f"{key} is no number")
+    return found
 
 
-def _kind(schema: Mapping[str, Any]) -> Any:
+def _checked(schema: Mapping[str, Any], key: str, kind: type[T]) -> T | None:
+    found = schema.get(key)
+    if found is not None and not isinstance(found, kind):
+        raise ValueError(f"{key} is no {kind.__name__}")
+    return found
+
+
+def _kind(schema: Mapping[str, Any]) -> str | None:
     kind = schema.get("type")
-    return next((one for one in kind if one != "null"), None) if isinstance(kind, list) else kind
+    kinds = kind if isinstance(kind, list) else [kind]
+    if not kinds or not all(one is None or isinstance(one, str) for one in kinds):
+        raise ValueError("type is no name of a type")
+    return next((one for one in kinds if one != "null"), kinds[0])
 
 
 def _typed(text: str, schema: Mapping[str, Any]) -> Any:

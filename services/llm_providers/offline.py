@@ -7,8 +7,8 @@ and counts tokens, so that everything around a model can be seen at work; it und
 import asyncio
 import re
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, cast
 
 import orjson
@@ -92,7 +92,8 @@ class OfflineChat(RoutedChat):
     ) -> list[Delta]:
         """All pieces of the answer; its end and its usage are noted at once."""
         tools = {tool["function"]["name"]: tool["function"] for tool in kwargs.get("tools") or []}
-        call = _tool_call(messages, tools, kwargs.get("tool_choice"))
+        with _readable_schemas("tools"):
+            call = _tool_call(messages, tools, kwargs.get("tool_choice"))
         answer.served = NAME
         asked = sum(count_tokens(str(message.text)) for message in messages)
         if call is not None:
@@ -278,10 +279,22 @@ def _usage(inputs: int, outputs: int) -> Usage:
     return Usage(input_tokens=inputs, output_tokens=outputs, total_tokens=inputs + outputs)
 
 
+@contextmanager
+def _readable_schemas(param: str) -> Iterator[None]:
+    """Raises:
+    InvalidRequest: a JSON schema of the caller's cannot be read; `param` is where it stood.
+    """
+    try:
+        yield
+    except ValueError:
+        raise InvalidRequest("That JSON schema cannot be read.", code="invalid_schema", param=param) from None
+
+
 def _words(messages: list[BaseMessage], response_format: Any) -> str:
     schema = _schema_of(response_format, messages)
     if schema is not None:
-        return orjson.dumps(instance_of(schema, Reading(_last_question(messages)))).decode()
+        with _readable_schemas("response_format"):
+            return orjson.dumps(instance_of(schema, Reading(_last_question(messages)))).decode()
     results = _last_results(messages)
     if results:
         names = _called(messages)
@@ -345,7 +358,8 @@ def _arguments_for(tool: dict[str, Any], question: str) -> dict[str, Any]:
 
 
 def _properties(tool: dict[str, Any]) -> dict[str, Any]:
-    return cast(dict[str, Any], (tool.get("parameters") or {}).get("properties") or {})
+    properties = (tool.get("parameters") or {}).get("properties")
+    return properties if isinstance(properties, dict) else {}
 
 
 def _expression(question: str) -> str | None:

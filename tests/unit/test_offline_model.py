@@ -8,7 +8,7 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import BaseModel
 
 from domain.agents import ModelParameters
-from domain.errors import ModelNotFound
+from domain.errors import InvalidRequest, ModelNotFound
 from graphs.tools.calculator import calculator
 from graphs.tools.clock import clock
 from services.llm_providers.base import ProviderConfig
@@ -146,3 +146,14 @@ async def test_a_model_that_is_not_there_is_not_found() -> None:
         provider.chat_model("nothing", ModelParameters())
     with pytest.raises(ModelNotFound, match="offline/nothing"):
         provider.completions_body("nothing", {"messages": []}, streamed=False)
+
+
+async def test_a_schema_that_cannot_be_read_is_refused_by_the_name_of_its_parameter() -> None:
+    odd = {"type": "object", "properties": {"a": {"type": []}}, "required": ["a"]}
+    with pytest.raises(InvalidRequest) as caught:
+        await model().ainvoke("x", response_format={"type": "json_schema", "json_schema": {"schema": odd}})
+    assert (caught.value.code, caught.value.param) == ("invalid_schema", "response_format")
+    function = {"name": "f", "parameters": odd}
+    with pytest.raises(InvalidRequest) as caught:
+        await model().ainvoke("x", tools=[{"type": "function", "function": function}], tool_choice="required")
+    assert (caught.value.code, caught.value.param) == ("invalid_schema", "tools")

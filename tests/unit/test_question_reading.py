@@ -111,15 +111,40 @@ def test_the_plainest_instance_fits_its_schema(schema: dict[str, object], value:
 @pytest.mark.parametrize(
     "schema",
     [
-        {"properties": [], "required": "a", "type": "object"},
-        {"type": "object", "required": [1, {}, None, "a"], "properties": {"a": 7, "b": None}},
-        {"type": "integer", "minimum": "x", "maximum": {}, "enum": 3},
-        {"type": "string", "minLength": "x", "maxLength": -1, "enum": {}},
-        {"type": "string", "minLength": 1e300},
-        {"type": [{}, 3]},
+        {"properties": [1]},
+        {"type": "object", "required": "a"},
+        {"type": "object", "required": [{}], "properties": {"a": {}}},
+        {"type": "integer", "minimum": "x"},
+        {"type": "integer", "exclusiveMinimum": []},
+        {"type": "string", "minLength": "x"},
+        {"type": "string", "enum": {"a": 1}},
+        {"type": []},
         {"type": {"a": 1}},
+        {"type": [[]]},
+        {"type": "array", "minItems": "x"},
+        {"anyOf": {"a": 1}},
+    ],
+)
+def test_a_schema_that_is_none_is_refused(schema: dict[str, Any]) -> None:
+    inside = {"type": "object", "properties": {"a": schema}, "required": ["a"]}
+    for one in (schema, inside):
+        with pytest.raises(ValueError, match=r"is no|names"):
+            instance_of(one)
+        with pytest.raises(ValueError, match=r"is no|names"):
+            arguments_for({"parameters": one}, "a: 3, '4' in Rome")
+
+
+def test_a_schema_that_grows_for_ever_is_refused() -> None:
+    with pytest.raises(ValueError, match="too large"):
+        instance_of({"type": "object", "properties": {f"p{number}": {"$ref": "#"} for number in range(30)}})
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "string", "minLength": 1e300, "maxLength": -1},
         {"type": "array", "minItems": -3, "items": []},
-        {"anyOf": {}, "oneOf": 3, "allOf": [3]},
+        {"type": "object", "required": None, "properties": None},
         {"$ref": {"a": 1}},
         {"$ref": "#/properties/a/b/c"},
         {"type": "object", "properties": {"": TEXT, "__": TEXT, "(": TEXT, "日本": TEXT, "a" * 10_000: TEXT}},
@@ -127,23 +152,21 @@ def test_the_plainest_instance_fits_its_schema(schema: dict[str, object], value:
         None,
     ],
 )
-def test_a_schema_that_makes_no_sense_raises_nothing(schema: Any) -> None:
+def test_an_odd_schema_is_filled_as_far_as_it_goes(schema: Any) -> None:
     for question in ("a: 3 '4' in Rome", "a is ( " * 100):
         instance_of(schema, Reading(question))
         instance_of({"type": "object", "properties": {"a": schema}, "required": ["a"]}, Reading(question))
-        arguments_for({"parameters": schema}, question)
-        asked_call("a(1, b=2) " + question, {"a": {"parameters": schema}})
 
 
-def test_a_schema_within_itself_and_a_question_without_end_are_soon_done() -> None:
-    fields: dict[str, Any] = {f"p{number}": TEXT for number in range(300)}
-    fields |= {f"p_{number}": WHOLE for number in range(300)} | {f"r{number}": {"$ref": "#"} for number in range(300)}
+def test_a_wide_schema_and_a_question_without_end_are_soon_done() -> None:
+    fields: dict[str, Any] = {f"p{number}": TEXT for number in range(900)}
+    fields |= {f"p_{number}": WHOLE for number in range(900)}
     wide = {"type": "object", "properties": fields, "required": list(fields)}
     begun = time.process_time()
     for question in ("p1 " * 100_000, "p1" + " " * 100_000, "'" * 50_000, "«" * 50_000, "in A " * 50_000, "(" * 50_000):
         instance_of(wide, Reading(question))
         asked_call(question, {f"p{number}": {"parameters": wide} for number in range(20)})
-    assert time.process_time() - begun < 5, "thirty times what it needs"
+    assert time.process_time() - begun < 5, "ten times what it needs"
 
 
 def test_wanted_keys_are_those_that_are_quoted() -> None:
