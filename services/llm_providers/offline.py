@@ -41,6 +41,7 @@ _TIME = re.compile(r"\b(time|date|day|clock|today|now)\b", re.IGNORECASE)
 _WORDS = {" times ": " * ", " plus ": " + ", " minus ": " - ", " divided by ": " / ", "×": "*", "÷": "/", " x ": " * "}
 _ECHO_CHARS = 400
 _MAX_DEPTH = 8
+_MAX_VALUES = 10_000  # in what is made of a schema
 
 
 class OfflineChat(RoutedChat):
@@ -127,7 +128,8 @@ class Provider(BaseProvider):
     def completions_body(self, name: str, asked: Mapping[str, Any], *, streamed: bool) -> dict[str, Any]:
         """Raises InvalidRequest also for the model that only embeds."""
         _check_chats(name)
-        return super().completions_body(name, asked, streamed=streamed)
+        body = super().completions_body(name, asked, streamed=streamed)
+        return {**body, "messages": [_known_fields(message) for message in body["messages"]]}
 
     async def completion(
         self, body: dict[str, Any], model: str, patience: Patience = PROVIDERS_OWN
@@ -190,6 +192,13 @@ class Provider(BaseProvider):
             tokens += counted
             await asyncio.sleep(0)  # others have their turn
         return Embedded(data, _usage(tokens, 0))
+
+
+def _known_fields(message: dict[str, Any]) -> dict[str, Any]:
+    """A message without what this model does not read: LangChain refuses odd values in odd fields."""
+    more = {"assistant": ("tool_calls",), "tool": ("tool_call_id",)}.get(message["role"], ())
+    known = {name: message[name] for name in ("role", "content", *more) if name in message}
+    return {**known, "name": message["name"]} if isinstance(message.get("name"), str) else known
 
 
 def _check_chats(name: str) -> None:
@@ -261,7 +270,7 @@ def _usage(inputs: int, outputs: int) -> Usage:
 def _words(messages: list[BaseMessage], response_format: Any) -> str:
     schema = _schema_of(response_format)
     if schema is not None:
-        return orjson.dumps(smallest_instance(schema, schema)).decode()
+        return orjson.dumps(smallest_instance(schema, "response_format")).decode()
     results = _last_results(messages)
     if results:
         told = "; ".join(f"{result.name or 'the tool'} answered: {str(result.text).strip()}" for result in results)
@@ -280,8 +289,9 @@ def _tool_call(messages: list[BaseMessage], tools: dict[str, Any], choice: Any) 
         return None
     question = _last_question(messages)
     if isinstance(choice, dict):
-        choice = choice.get("function", {}).get("name")
-    if choice in tools:
+        function = choice.get("function")
+        choice = function.get("name") if isinstance(function, dict) else None
+    if isinstance(choice, str) and choice in tools:
         return _fragment(choice, _arguments_for(tools[choice], question))
     if _last_results(messages):
         return None  # it has been called; now answer
@@ -309,15 +319,17 @@ def _fragment(name: str, arguments: dict[str, Any]) -> Fragment:
 
 
 def _arguments_for(tool: dict[str, Any], question: str) -> dict[str, Any]:
-    schema = tool.get("parameters") or {}
-    arguments = smallest_instance(schema, schema)
+    arguments = smallest_instance(tool.get("parameters") or {}, "tools")
+    if not isinstance(arguments, dict):
+        return {}
     if "expression" in _properties(tool) and (expression := _expression(question)):
         arguments["expression"] = expression
-    return arguments if isinstance(arguments, dict) else {}
+    return arguments
 
 
 def _properties(tool: dict[str, Any]) -> dict[str, Any]:
-    return cast(dict[str, Any], (tool.get("parameters") or {}).get("properties") or {})
+    properties = (tool.get("parameters") or {}).get("properties")
+    return properties if isinstance(properties, dict) else {}
 
 
 def _expression(question: str) -> str | None:
@@ -352,36 +364,59 @@ def _schema_of(response_format: Any) -> dict[str, Any] | None:
     return wanted.get("schema") if isinstance(wanted, dict) else None
 
 
-def smallest_instance(schema: Any, root: dict[str, Any], depth: int = 0) -> Any:
-    """The plainest value that fits a JSON schema: defaults, first choices, required fields only."""
-    if not isinstance(schema, dict) or depth > _MAX_DEPTH:
-        return None
-    if "$ref" in schema:
-        target: Any = root
-        for part in str(schema["$ref"]).removeprefix("#/").split("/"):
-            target = target.get(part, {}) if isinstance(target, dict) else {}
-        return smallest_instance(target, root, depth + 1)
-    for key in ("const", "default"):
-        if key in schema:
-            return schema[key]
-    if schema.get("enum"):
-        return schema["enum"][0]
-    for key in ("anyOf", "oneOf", "allOf"):
-        if schema.get(key):
-            return smallest_instance(schema[key][0], root, depth + 1)
-    kind = schema.get("type")
-    if isinstance(kind, list):
-        kind = kind[0]
-    if kind == "object" or "properties" in schema:
-        fields = schema.get("properties") or {}
-        return {
-            name: smallest_instance(fields.get(name, {}), root, depth + 1) for name in schema.get("required") or fields
-        }
-    if kind == "array":
-        count = max(0, int(schema.get("minItems") or 0))
-        return [smallest_instance(schema.get("items", {}), root, depth + 1) for _ in range(min(count, 16))]
-    if kind in ("integer", "number"):
-        return schema.get("minimum", schema.get("exclusiveMinimum", -1) + 1)
-    if kind == "boolean":
-        return False
-    return "offline".ljust(min(int(schema.get("minLength") or 0), 1_000), ".") if kind == "string" else None
+def smallest_instance(schema: Any, param: str) -> Any:
+    """The plainest value that fits a JSON schema: defaults, first choices, required fields only.
+
+    Raises:
+        InvalidRequest: it is no JSON schema, or fits nothing that is small; `param` is where it stood.
+    """
+    try:
+        return _Instance(schema).of(schema)
+    except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError):
+        raise InvalidRequest("That JSON schema cannot be read.", code="invalid_schema", param=param) from None
+
+
+class _Instance:
+    """Of one schema; a schema that names itself in many places is not followed for ever."""
+
+    def __init__(self, root: Any) -> None:
+        self._root = root
+        self._left = _MAX_VALUES
+
+    def of(self, schema: Any, depth: int = 0) -> Any:
+        """The plainest value that fits a part of it."""
+        self._left -= 1
+        if self._left < 0:
+            raise ValueError("too large")
+        if not isinstance(schema, dict) or depth > _MAX_DEPTH:
+            return None
+        if "$ref" in schema:
+            target: Any = self._root
+            for part in str(schema["$ref"]).removeprefix("#").removeprefix("/").split("/"):
+                target = target.get(part, {}) if isinstance(target, dict) and part else target
+            return self.of(target, depth + 1)
+        for key in ("const", "default"):
+            if key in schema:
+                return schema[key]
+        if schema.get("enum"):
+            return schema["enum"][0]
+        for key in ("anyOf", "oneOf", "allOf"):
+            if schema.get(key):
+                return self.of(schema[key][0], depth + 1)
+        return self._of_type(schema, depth)
+
+    def _of_type(self, schema: dict[str, Any], depth: int) -> Any:
+        kind = schema.get("type")
+        if isinstance(kind, list):
+            kind = kind[0]
+        if kind == "object" or "properties" in schema:
+            fields = schema.get("properties") or {}
+            return {str(name): self.of(fields.get(name, {}), depth + 1) for name in schema.get("required") or fields}
+        if kind == "array":
+            count = max(0, int(schema.get("minItems") or 0))
+            return [self.of(schema.get("items", {}), depth + 1) for _ in range(min(count, 16))]
+        if kind in ("integer", "number"):
+            return schema.get("minimum", schema.get("exclusiveMinimum", -1) + 1)
+        if kind == "boolean":
+            return False
+        return "offline".ljust(min(int(schema.get("minLength") or 0), 1_000), ".") if kind == "string" else None

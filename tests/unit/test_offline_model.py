@@ -8,6 +8,7 @@ from domain.agents import ModelParameters
 from graphs.tools.calculator import calculator
 from graphs.tools.clock import clock
 from services.llm_providers.base import ProviderConfig
+from domain.errors import InvalidRequest
 from services.llm_providers.offline import OfflineChat, Provider, count_tokens, smallest_instance
 
 pytestmark = pytest.mark.anyio
@@ -110,4 +111,25 @@ async def test_structured_output_fits_the_class() -> None:
     ],
 )
 def test_the_smallest_instance_fits_its_schema(schema: dict[str, object], value: object) -> None:
-    assert smallest_instance(schema, schema) == value
+    assert smallest_instance(schema, "response_format") == value
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": []},
+        {"enum": 5},
+        {"anyOf": {"a": 1}},
+        {"type": "array", "minItems": "x"},
+        {"type": "object", "properties": [1]},
+        {"type": "object", "required": 5},
+        {"type": "object", "required": [{}], "properties": {"a": {}}},
+        {"type": "integer", "exclusiveMinimum": "x"},
+        {"type": "string", "minLength": [1]},
+        {"type": "object", "properties": {f"p{number}": {"$ref": "#"} for number in range(30)}},
+    ],
+)
+def test_a_schema_that_is_none_or_grows_for_ever_is_refused(schema: dict[str, object]) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        smallest_instance(schema, "response_format")
+    assert caught.value.param == "response_format"
