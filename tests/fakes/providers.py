@@ -19,7 +19,8 @@ Fault = Literal[
     "no_finish", "usage_missing", "usage_twice", "usage_negative", "unknown_finish", "empty_choices", "error_inside",
     "huge_line", "not_json_arguments", "after_end", "html", "empty_body", "gzip", "redirect", "split",
     "too_few", "index_twice", "index_outside", "not_finite", "huge_number", "uneven", "not_numbers", "no_data",
-    "hang_in_line", "cut_in_line", "bad_base64", "encoded_nan", "infinite", "other_encoding", "other_size", "usage_zero", "backwards",
+    "bad_base64", "encoded_nan", "infinite", "other_encoding", "other_size", "usage_zero", "backwards",
+    "hang_in_line", "cut_in_line",
 ]  # fmt: skip
 WORDS = ("Bon", "jour ", "à tous ", "👩‍🚀", " — ", "日本", "語\n", '"quoted" ', "\\back", " ok")
 TEXT = "".join(WORDS)

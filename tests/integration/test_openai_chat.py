@@ -1,4 +1,4 @@
-"""Chat completions through the door: OpenAI's own client and LangChain's, every vendor and agents, whole and streamed."""
+"""Chat completions through the door: OpenAI's own client and LangChain's, every vendor and agents, in both ways."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable

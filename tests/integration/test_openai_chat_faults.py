@@ -1,4 +1,4 @@
-"""What goes wrong in chat completions: the caller's mistakes, the provider's faults, and what OpenAI's client makes of it."""
+"""What goes wrong in chat completions: the caller's mistakes, the provider's faults, and what OpenAI's client hears."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -126,7 +126,7 @@ async def test_the_official_client_raises_its_own_exceptions(
 ) -> None:
     provider.then(Reply(status=status))
     with pytest.raises(expected) as caught:
-        await client.chat.completions.create(model=model, messages=says(), stream=stream)  # type: ignore[call-overload]
+        await client.chat.completions.create(model=model, messages=says(), stream=stream)
     assert caught.value.code
     assert caught.value.request_id
 
@@ -259,7 +259,7 @@ for _ in range(400):
         b'{"choices": [{"index": 0, "delta": {}, "finish_reason": {"a": 1}}]}',
         b'{"choices": [{"index": 0, "delta": {"content": "\\ud800"}}]}',
         b'{"error": "overloaded"}',
-        b'{"choices": [{"index": 0, "delta": {"content": "x"}, "finish_reason": null}], "error": {"message": "overloaded"}}',
+        b'{"choices": [{"index": 0, "delta": {"content": "x"}}], "error": {"message": "overloaded"}}',
     ],
 )
 async def test_no_event_of_a_provider_breaks_more_than_its_own_run(
@@ -426,7 +426,7 @@ async def test_a_key_does_what_it_may_and_no_more(served: House, provider: FakeP
     async def asked(key: str, model: str) -> str | None:
         async with sdk(served, key) as client:
             try:
-                await client.chat.completions.create(model=model, messages=says(), stream=stream)  # type: ignore[call-overload]
+                await client.chat.completions.create(model=model, messages=says(), stream=stream)
             except openai.PermissionDeniedError as error:
                 assert error.type == "permission_error"
                 assert error.param in ("model", None)
@@ -461,7 +461,7 @@ async def test_a_key_does_what_it_may_and_no_more(served: House, provider: FakeP
 )
 async def test_what_is_not_there_is_a_404(client: AsyncOpenAI, model: str, code: str, stream: bool) -> None:
     with pytest.raises(openai.NotFoundError) as caught:
-        await client.chat.completions.create(model=model, messages=says(), stream=stream)  # type: ignore[call-overload]
+        await client.chat.completions.create(model=model, messages=says(), stream=stream)
     assert (caught.value.code, caught.value.param) == (code, "model")
 
 
@@ -484,9 +484,7 @@ async def test_a_busy_session_is_a_conflict_that_the_client_does_not_repeat(
         await provider.begun.wait()
         runs = len((await served.client.get("/api/runs?limit=200")).json()["runs"])
         with pytest.raises(openai.ConflictError) as caught:
-            await client.chat.completions.create(  # type: ignore[call-overload]
-                model=model, messages=says(), stream=stream, extra_headers=bound
-            )
+            await client.chat.completions.create(model=model, messages=says(), stream=stream, extra_headers=bound)
         assert caught.value.response.headers["x-should-retry"] == "false"
         assert caught.value.response.request.headers.get("x-stainless-retry-count") == "0"
         assert len((await served.client.get("/api/runs?limit=200")).json()["runs"]) == runs
@@ -509,7 +507,7 @@ async def test_too_many_runs_are_a_rate_limit_for_both_kinds(
         for model in ("openai/m", "agent/simple@openai/m"):
             for stream in (True, False):
                 with pytest.raises(openai.RateLimitError) as caught:
-                    await client.chat.completions.create(model=model, messages=says(), stream=stream)  # type: ignore[call-overload]
+                    await client.chat.completions.create(model=model, messages=says(), stream=stream)
                 assert caught.value.response.headers["retry-after"] == "1"
         group.cancel_scope.cancel()
 
