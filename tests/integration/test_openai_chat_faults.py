@@ -331,7 +331,7 @@ async def test_the_official_client_raises_a_failure_in_mid_stream(client: AsyncO
         provider.then(Reply(fault="cut"))
         stream = await client.chat.completions.create(model=model, messages=says(), stream=True)
         heard = ""
-        with pytest.raises(openai.APIError) as caught:
+        with pytest.raises(openai.APIError) as caught:  # noqa: PT012 - what is heard before it counts
             async for one in stream:
                 heard += one.choices[0].delta.content or ""
         assert heard
@@ -424,18 +424,23 @@ async def key_of(house: House, **limits: Any) -> str:
 @pytest.mark.parametrize("stream", [True, False])
 async def test_a_key_does_what_it_may_and_no_more(served: House, provider: FakeProvider, stream: bool) -> None:
     async def asked(key: str, model: str) -> str | None:
-        async with sdk(served, key) as client:
-            try:
-                await client.chat.completions.create(model=model, messages=says(), stream=stream)
-            except openai.PermissionDeniedError as error:
-                assert error.type == "permission_error"
-                assert error.param in ("model", None)
-                return error.code
-        return None
+        headers = {"authorization": f"Bearer {key}"}
+        body = {"model": model, "messages": says(), "stream": stream}
+        answer = await served.anyone.post("/v1/chat/completions", json=body, headers=headers)
+        if answer.status_code == 200:
+            return None
+        error = error_of(answer)
+        assert (answer.status_code, error["type"]) == (403, "permission_error")
+        assert error["param"] in ("model", None)
+        code: str = error["code"]
+        return code
 
     blind = await key_of(served, scopes=["sessions"])
     assert await asked(blind, "openai/m") == "missing_scope"
     assert await asked(blind, "agent/simple") == "missing_scope"
+    async with sdk(served, blind) as client:
+        with pytest.raises(openai.PermissionDeniedError):
+            await client.chat.completions.create(model="openai/m", messages=says(), stream=stream)
     narrow = await key_of(served, scopes=["completion"], models=["openai/m"])
     assert await asked(narrow, "openai/m") is None
     assert await asked(narrow, "openai/other") == "model_not_allowed"

@@ -76,7 +76,7 @@ async def record_of(house: House, run: dict[str, Any]) -> dict[str, Any]:
 def asked_of(door: str, agent: str, stream: bool) -> tuple[str, dict[str, Any]]:
     """Where to ask the same thing, and how."""
     if door == "native":
-        body = {"message": "Salut", "agent": agent, "model": MODEL, "metadata": {"a": "b"}}
+        body: dict[str, Any] = {"message": "Salut", "agent": agent, "model": MODEL, "metadata": {"a": "b"}}
         return ("/completion/stream" if stream else "/completion"), body
     body = {"model": DOORS[agent], "messages": says(), "stream": stream, "metadata": {"a": "b"}}
     return "/v1/chat/completions", body

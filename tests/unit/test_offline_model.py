@@ -5,10 +5,10 @@ from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from pydantic import BaseModel
 
 from domain.agents import ModelParameters
+from domain.errors import InvalidRequest
 from graphs.tools.calculator import calculator
 from graphs.tools.clock import clock
 from services.llm_providers.base import ProviderConfig
-from domain.errors import InvalidRequest
 from services.llm_providers.offline import OfflineChat, Provider, count_tokens, smallest_instance
 
 pytestmark = pytest.mark.anyio
