@@ -129,7 +129,8 @@ class Provider(BaseProvider):
     def completions_body(self, name: str, asked: Mapping[str, Any], *, streamed: bool) -> dict[str, Any]:
         """Raises InvalidRequest also for the model that only embeds, ModelNotFound for one that is not there."""
         _check_chats(name)
-        return super().completions_body(name, asked, streamed=streamed)
+        body = super().completions_body(name, asked, streamed=streamed)
+        return {**body, "messages": [_known_fields(message) for message in body["messages"]]}
 
     async def completion(
         self, body: dict[str, Any], model: str, patience: Patience = PROVIDERS_OWN
@@ -192,6 +193,13 @@ class Provider(BaseProvider):
             tokens += counted
             await asyncio.sleep(0)  # others have their turn
         return Embedded(data, _usage(tokens, 0))
+
+
+def _known_fields(message: dict[str, Any]) -> dict[str, Any]:
+    """A message without what this model does not read: LangChain refuses odd values in odd fields."""
+    more = {"assistant": ("tool_calls",), "tool": ("tool_call_id",)}.get(message["role"], ())
+    known = {name: message[name] for name in ("role", "content", *more) if name in message}
+    return {**known, "name": message["name"]} if isinstance(message.get("name"), str) else known
 
 
 def _check_chats(name: str) -> None:
