@@ -52,6 +52,10 @@ FACES: Mapping[ErrorKind, Face] = {
 }
 
 
+_FIELD_CHARS = 100  # of a place; the caller has named parts of it
+#: Pydantic's own words for these hold the input.
+_MESSAGES = {"union_tag_invalid": "It has a type or a role that is not known here"}
+
 #: Failures before which a model has answered, and was paid.
 _PAID = frozenset({"upstream_cut", "upstream_unreadable", "agent_failed", "recursion_limit"})
 
@@ -201,8 +205,8 @@ def invalid_request(details: Iterable[Mapping[str, Any]]) -> InvalidRequest:
     """Pydantic's findings as ours: the place and the reason, never the input."""
     fields = [
         FieldError(
-            field=clean_text(".".join(str(part) for part in one["loc"]))[:300],
-            message=clean_text(str(one["msg"]).removeprefix("Value error, "))[:500],
+            field=clean_text(".".join(str(part) for part in one["loc"]))[:_FIELD_CHARS],
+            message=clean_text(_MESSAGES.get(one["type"]) or str(one["msg"]).removeprefix("Value error, "))[:500],
             code=str(one["type"]),
         )
         for one in list(details)[:50]

@@ -22,6 +22,7 @@ from domain.enums import FinishReason
 from domain.errors import Conflict, InternalError, InvalidRequest, RouteurError, UpstreamFailure, UpstreamTimeout
 from domain.events import AgentEvent, RunCancelled, RunFailed, RunFinished, RunId, RunTimedOut, UsageReported
 from domain.ports import RecordStore
+from domain.text import clean_text
 from domain.usage import Usage
 from services.agent_messages import from_records, new_message_id, partial_record, record_of
 from services.agent_service import AgentService
@@ -105,7 +106,7 @@ class DirectService:
                 model=resolved.model,
                 session_id=request.session_id,
                 messages=[wire_record(message, now) for message in sent],
-                text=wire_question(sent),
+                text=clean_text(wire_question(sent)),
                 metadata=request.metadata,
                 request=None if request.door is None else {**request.door, "asked": len(sent)},
             )

@@ -9,11 +9,12 @@ import orjson
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from api.errors import invalid_request, openai_responses
+from api.streaming.response import ClientLeft
 from domain.agents import AGENT_ID_PATTERN, SESSION_ID_PATTERN
 from domain.auth import Principal
 from domain.errors import InvalidRequest, UnsupportedMedia
@@ -26,6 +27,7 @@ _AGENT = "agent/"
 _AGENT_ID = re.compile(AGENT_ID_PATTERN)
 _SESSION_ID = re.compile(SESSION_ID_PATTERN)
 _MAX_CHAT_ID = 200
+_DEEPEST = 250  # levels; orjson reads more than it writes
 #: Headers in which clients name a chat of theirs: Open WebUI's own, and what LibreChat and others can be told to send.
 OPEN_WEBUI_CHAT = "x-openwebui-chat-id"
 CHAT_ID_HEADERS = (OPEN_WEBUI_CHAT, "x-conversation-id")
@@ -105,12 +107,21 @@ async def json_of(request: Request) -> dict[str, Any]:
 
     Raises:
         UnsupportedMedia: it is not said to be JSON.
-        InvalidRequest: it is none.
+        ClientLeft: it does not come.
+        InvalidRequest: it is none, or is nested too deep to be written again.
     """
-    if "json" not in request.headers.get("content-type", ""):
+    if "json" not in request.headers.get("content-type", "").lower():
         raise UnsupportedMedia("Send the body as application/json.", code="not_json")
     try:
-        body = orjson.loads(await request.body())
+        raw = await request.body()
+    except ClientDisconnect:
+        raise ClientLeft("The client left before it had said everything.") from None
+    try:
+        body = orjson.loads(raw)
+        if raw.count(b"[") + raw.count(b"{") > _DEEPEST:
+            orjson.dumps(body)
+    except orjson.JSONEncodeError as error:
+        raise InvalidRequest(f"The body is deeper than {_DEEPEST} levels.", code="invalid_json") from error
     except orjson.JSONDecodeError as error:
         raise InvalidRequest("The body is not valid JSON.", code="invalid_json") from error
     if not isinstance(body, dict):

@@ -255,7 +255,10 @@ async def _model_frames(run: DirectRun, built: ResponseStream) -> AsyncGenerator
     try:
         async with aclosing(run.blocks()) as blocks:
             async for block in blocks:
-                yield b"".join([_piece(built, event) for event in block.events])
+                try:
+                    yield b"".join([_piece(built, event) for event in block.events])
+                except asyncio.CancelledError as error:
+                    await blocks.athrow(error)  # the run's own, when its limit was reached while the reader was slow
         yield built.finish(run.answer.finish_reason or "stop", run.usage)
     except RouteurError as error:
         yield built.cancel(run.usage) if error.code == "run_cancelled" else built.fail(error, run.usage)

@@ -65,7 +65,12 @@ class EventStreamResponse(Response):
         try:
             async with aclosing(self._chunks) as chunks:
                 async for chunk in chunks:
-                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                    try:
+                        await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                    except asyncio.CancelledError as error:
+                        # It may be meant for a limit that `chunks` has set, and that has been reached meanwhile.
+                        last = await chunks.athrow(error)
+                        await send({"type": "http.response.body", "body": last, "more_body": True})
                     if bell is not None:
                         bell.postpone()
         finally:
