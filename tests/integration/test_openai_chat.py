@@ -1,4 +1,4 @@
-"""Chat completions through the door: OpenAI's own client and LangChain's, every vendor and agents, in both ways."""
+"""Chat completions by OpenAI's own client and LangChain's: every vendor and agents, whole and streamed."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
