@@ -23,7 +23,7 @@ _SINCE = int(time.time())  # nobody tells when a model was made; clients only so
 async def list_models(caller: CurrentUser, llm: LLMServiceDep, registry: AgentRegistryDep) -> ModelCards:
     """Everything that this caller may name as `model`: `provider/name`, and `agent/<id>`."""
     listed = (await llm.list_available_models()).models
-    models = [_card(one.id, one.provider) for one in listed if one.available and _may_ask(caller, one)]
+    models = [_card(one.id, one.provider) for one in listed if one.available and _may_call(caller, one)]
     agents = [
         _card(f"agent/{one.id}", "routeur")
         for one in registry.list_agents()
@@ -40,7 +40,7 @@ async def get_model(model_id: str, caller: CurrentUser, llm: LLMServiceDep, regi
     target = target_of(model_id)
     if target.agent is None:
         found = await llm.get_model(model_id)
-        if not _may_ask(caller, found):
+        if not _may_call(caller, found):
             raise _not_allowed("model")
         return _card(found.id, found.provider)
     if not _may_use(caller, registry.get(target.agent).id):
@@ -58,9 +58,10 @@ def _not_allowed(kind: str) -> Forbidden:
     return Forbidden(f"This key may not use that {kind}.", code=f"{kind}_not_allowed", param="model")
 
 
-def _may_ask(caller: Principal, model: ModelInfo) -> bool:
-    """What only embeds is no part of a chat, and needs no leave for the agent that stands for models."""
-    return _may(caller, model.id) and (model.kind != "chat" or _may_use(caller, DIRECT))
+def _may_call(caller: Principal, model: ModelInfo) -> bool:
+    """A model that embeds is asked as no agent."""
+    direct = model.kind == "embedding" or _may_use(caller, DIRECT)
+    return direct and _may(caller, model.id)
 
 
 def _may_use(caller: Principal, agent: str) -> bool:
