@@ -183,9 +183,11 @@ class DirectRun:
 
     def cancel(self, reason: str) -> None:
         """End it as cancelled."""
-        if self._clock is not None and self._cancelled is None and not self._over:
+        if self._cancelled is None and not self._over:
             self._cancelled = reason
-            self._clock.reschedule(asyncio.get_running_loop().time())
+            if self._clock is not None:
+                with suppress(RuntimeError):  # between `open` and `blocks` none runs: the next one is over at once
+                    self._clock.reschedule(asyncio.get_running_loop().time())
 
     # -- asked --
 
@@ -196,7 +198,7 @@ class DirectRun:
             RouteurError: what went wrong; it is written down.
         """
         try:
-            async with asyncio.timeout(self._limit) as self._clock:
+            async with asyncio.timeout(self._left()) as self._clock:
                 raw = await self._ask_whole()
         except BaseException as error:
             raise await self._failed(error) from error
@@ -210,7 +212,7 @@ class DirectRun:
             RouteurError: as `whole`.
         """
         try:
-            async with asyncio.timeout(self._limit) as self._clock:
+            async with asyncio.timeout(self._left()) as self._clock:
                 await self._ask_stream()
         except BaseException as error:
             raise await self._failed(error) from error
@@ -221,11 +223,10 @@ class DirectRun:
         Raises:
             RouteurError: as `whole`; what arrived before stays.
         """
-        left = self._limit - (time.monotonic() - self._monotonic)
         failure: RouteurError | None = None
         try:
             # What breaks goes out through the stack: there the provider's client knows what it means.
-            async with asyncio.timeout(max(0.001, left)) as self._clock, self._stack:
+            async with asyncio.timeout(self._left()) as self._clock, self._stack:
                 lines, self._first = self._first, []
                 while lines:
                     block = self.answer.read(self._known_provider().client, lines)
@@ -253,6 +254,12 @@ class DirectRun:
         if not self._over:
             with suppress(asyncio.CancelledError):
                 await self._failed(asyncio.CancelledError())
+
+    def _left(self) -> float:
+        """Seconds that it may still take."""
+        if self._cancelled is not None:
+            return 0
+        return max(0.001, self._limit - (time.monotonic() - self._monotonic))
 
     # -- one provider after the other --
 

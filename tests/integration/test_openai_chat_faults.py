@@ -441,17 +441,28 @@ async def test_a_key_does_what_it_may_and_no_more(served: House, provider: FakeP
     async with sdk(served, blind) as client:
         with pytest.raises(openai.PermissionDeniedError):
             await client.chat.completions.create(model="openai/m", messages=says(), stream=stream)
-    narrow = await key_of(served, scopes=["completion"], models=["openai/m"])
-    assert await asked(narrow, "openai/m") is None
+    narrow = await key_of(served, scopes=["completion"], models=["openai/gpt-4o-mini"])
+    assert await asked(narrow, "openai/gpt-4o-mini") is None
     assert await asked(narrow, "openai/other") == "model_not_allowed"
-    assert await asked(narrow, "agent/simple@openai/m") is None
+    assert await asked(narrow, "agent/simple@openai/gpt-4o-mini") is None
     assert await asked(narrow, "agent/simple@openai/other") == "model_not_allowed"
     bound = await key_of(served, scopes=["completion"], agents=["simple"])
-    assert await asked(bound, "agent/simple@openai/m") is None
-    assert await asked(bound, "agent/react@openai/m") == "agent_not_allowed"
-    assert await asked(bound, "openai/m") == "agent_not_allowed"
+    assert await asked(bound, "agent/simple@openai/gpt-4o-mini") is None
+    assert await asked(bound, "agent/react@openai/gpt-4o-mini") == "agent_not_allowed"
+    assert await asked(bound, "openai/gpt-4o-mini") == "agent_not_allowed"
     async with sdk(served, bound) as client:
-        assert {one.id async for one in client.models.list() if one.id.startswith("agent/")} == {"agent/simple"}
+        listed = {one.id async for one in client.models.list()}
+        assert {one for one in listed if one.startswith("agent/")} == {"agent/simple"}
+        assert "openai/fake-large" not in listed, "what cannot be asked is not listed"
+        await client.models.retrieve("agent/simple@openai/gpt-4o-mini")
+        for name in ("openai/fake-large", "agent/react"):
+            with pytest.raises(openai.PermissionDeniedError):
+                await client.models.retrieve(name)
+    async with sdk(served, narrow) as client:
+        await client.models.retrieve("openai/gpt-4o-mini")
+        for name in ("openai/fake-large", "agent/react@openai/fake-large"):
+            with pytest.raises(openai.PermissionDeniedError):
+                await client.models.retrieve(name)
 
 
 @pytest.mark.parametrize("stream", [True, False])

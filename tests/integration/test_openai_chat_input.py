@@ -3,15 +3,19 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
+from pydantic import SecretStr
 
 from config.settings import Settings
+from tests.engines import POSTGRES_PROGRAMS
 from tests.fakes.house import House, open_house
 from tests.fakes.openai_door import error_of, post, reaching, says
 from tests.fakes.providers import FakeProvider, Reply
+from tests.fakes.servers import OwnPostgres
 
 pytestmark = pytest.mark.anyio
 PATH = "/v1/chat/completions"
@@ -156,6 +160,28 @@ async def test_strange_text_is_text_in_the_answer_and_in_the_record(
     assert raw.status_code == 200
     run = (await served.client.get(f"/api/runs/{answer.headers['x-run-id']}")).json()
     assert (run["input"], run["output"]) == (f"x{clean}", f"said {clean}")
+
+
+@pytest.mark.skipif(POSTGRES_PROGRAMS is None, reason="PostgreSQL's programs are not installed")
+async def test_postgresql_keeps_what_held_nul(settings: Settings, provider: FakeProvider, tmp_path: Path) -> None:
+    async with OwnPostgres.started(tmp_path) as server:
+        storage = settings.storage.model_copy(update={"database_url": SecretStr(server.url)})
+        reached = reaching(settings.model_copy(update={"storage": storage}), provider)
+        async with open_house(reached) as house:
+            for model in ("openai/m", "agent/simple@openai/m"):
+                for stream in (True, False):
+                    provider.then(Reply(words=("said \x00", "x"), reasoning="th\x00"))
+                    rule = {"role": "system", "content": "r\x00"}
+                    part = {"type": "text", "text": "a\x00b"}
+                    messages = [rule, {"role": "user", "content": [part], "name": "n\x00"}]
+                    body = {"model": model, "messages": messages, "stream": stream, "metadata": {"k": "v\x00"}}
+                    answer = await post(house, body)
+                    assert answer.status_code == 200, answer.text
+                    session = answer.headers["x-session-id"]
+                    told = (await house.client.get(f"/api/sessions/{session}")).json()["messages"]
+                    assert [line["content"] for line in told] == ["r", "ab", "said x"]
+                    again = await post(house, {"model": model, "messages": says()}, x_session_id=session)
+                    assert again.status_code == 200, again.text
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/xml", "multipart/form-data; boundary=x", ""])

@@ -11,7 +11,10 @@ import pytest
 from pydantic import TypeAdapter
 
 from config.settings import AgentSettings, Settings
+from domain.auth import CredentialKind, Principal, Scope, UserId
+from domain.errors import Conflict
 from domain.events import AgentEvent, EventLaws
+from services.direct_service import DirectRequest, DirectRun
 from tests.fakes.house import House, open_house
 from tests.fakes.openai_door import error_in, error_of, frames_of, post, reaching, says, sdk, words_of
 from tests.fakes.providers import TEXT, FakeProvider, Reply
@@ -41,6 +44,9 @@ async def quiet(house: House, provider: FakeProvider) -> None:
     """Wait until nothing goes on; fail when something stays."""
     await house.services.direct.runs.wait_for_silence(2)
     await until(lambda: not provider.open)
+    with anyio.fail_after(3):  # nobody waits for the record of somebody who has left
+        while (await house.client.get("/api/runs?in_progress=true")).json()["runs"]:
+            pass
     assert house.services.direct.runs.count == 0
     assert house.services.recorder.following == 0
 
@@ -366,6 +372,37 @@ async def test_a_cancel_at_the_end_leaves_one_outcome(served: House, provider: F
         run = (await served.client.get(f"/api/runs/{run_id}")).json()
         assert run["status"] == ("completed" if frames[-1] == "[DONE]" else "cancelled")
     await quiet(served, provider)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_stop_that_comes_before_the_model_is_asked_is_heard(
+    served: House, provider: FakeProvider, stream: bool
+) -> None:
+    run = await begun(served, stream=stream)
+    run.cancel("early")
+    with pytest.raises(Conflict, match="cancelled"):
+        await (run.open() if stream else run.whole())
+    await quiet(served, provider)
+    assert (await newest(served))["status"] == "cancelled"
+
+
+async def test_a_stop_between_the_first_piece_and_its_reading_is_heard(served: House, provider: FakeProvider) -> None:
+    provider.then(Reply(fault="hang_between"))
+    run = await begun(served, stream=True)
+    await run.open()
+    run.cancel("between")
+    with pytest.raises(Conflict, match="cancelled"):
+        assert [block async for block in run.blocks()] == []
+    await quiet(served, provider)
+    assert (await newest(served))["status"] == "cancelled"
+
+
+async def begun(house: House, *, stream: bool) -> DirectRun:
+    """A call that is written down, and nothing asked yet."""
+    admin = await house.services.users.find("admin")
+    caller = Principal(UserId(admin.id), "admin", frozenset({Scope.ADMIN}), CredentialKind.API_KEY, "k")
+    request = DirectRequest({"model": MODEL, "messages": says()}, MODEL, stream)
+    return await house.services.direct.begin(request, caller)
 
 
 async def slow_reader(house: House, model: str) -> tuple[Any, str]:
