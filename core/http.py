@@ -134,8 +134,16 @@ class ProviderClient:
         Raises:
             RouteurError: as `post_json`; also while iterating, when the stream breaks, drips or hangs.
         """
+        async with self.stream_reads(path, payload, model=model) as reads:
+            yield _Lines(reads)
+
+    @asynccontextmanager
+    async def stream_reads(
+        self, path: str, payload: Mapping[str, Any], *, model: str = ""
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        """As `stream_lines`, the lines of each read in one piece."""
         async with self._answered(path, payload, model, self.deadlines.first_byte) as (response, first, clock):
-            yield _Lines(self, response, first, clock)
+            yield _Reads(self, response, first, clock)
             await _read_last_bytes(response)
 
     def unreadable(self, why: str) -> UpstreamFailure:
@@ -275,8 +283,8 @@ class ProviderClient:
             raise self.unreadable(str(error)) from error
 
 
-class _Lines:
-    """Whole lines of a response, a list for each read. A class and not a generator: it may be left unfinished."""
+class _Reads:
+    """Whole lines of a response, a piece for each read. A class and not a generator: it may be left unfinished."""
 
     def __init__(self, client: ProviderClient, response: aiohttp.ClientResponse, first: bytes, clock: "_Clock") -> None:
         self._client = client
@@ -289,18 +297,21 @@ class _Lines:
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> list[bytes]:
+    async def __anext__(self) -> bytes:
         while chunk := self._chunk or await self._next_chunk():
             self._chunk = b""
             self._read += len(chunk)
             if self._read > MAX_BODY_BYTES or len(self._tail) + len(chunk) > MAX_LINE_BYTES:
                 raise self._client.unreadable(f"over {MAX_LINE_BYTES} bytes in one line or {MAX_BODY_BYTES} in all")
-            lines = (self._tail + chunk).splitlines()
-            self._tail = b"" if chunk[-1] in b"\r\n" else lines.pop()
-            if lines:
-                return lines
+            whole = max(chunk.rfind(b"\n"), chunk.rfind(b"\r")) + 1
+            if not whole:
+                self._tail += chunk
+                continue
+            lines = self._tail + chunk[:whole]
+            self._tail = chunk[whole:]
+            return lines
         if self._tail:
-            lines, self._tail = [self._tail], b""
+            lines, self._tail = self._tail, b""
             return lines
         raise StopAsyncIteration
 
@@ -309,6 +320,19 @@ class _Lines:
         chunk = await self._content.readany()
         self._clock.rest()
         return chunk
+
+
+class _Lines:
+    """The same as lists of lines."""
+
+    def __init__(self, reads: AsyncIterator[bytes]) -> None:
+        self._reads = reads
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> list[bytes]:
+        return (await anext(self._reads)).splitlines()
 
 
 class _Clock:

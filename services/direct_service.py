@@ -160,8 +160,8 @@ class DirectRun:
         self._cancelled: str | None = None
         self._over = False
         self._stack = AsyncExitStack()
-        self._lines: AsyncIterator[list[bytes]] | None = None
-        self._first: list[bytes] = []
+        self._reads: AsyncIterator[bytes] | None = None
+        self._first = b""
         self._provider: BaseProvider | None = None
         self._monotonic = time.monotonic()
         self._runs.started()
@@ -216,16 +216,16 @@ class DirectRun:
         failure: RouteurError | None = None
         try:
             async with asyncio.timeout(max(0.001, left)) as self._clock:
-                lines, self._first = self._first, []
-                while lines:
-                    block = self.answer.read(self._known_provider().client, lines)
+                raw, self._first = self._first, b""
+                while raw:
+                    block = self.answer.read(self._known_provider().client, raw)
                     if block:
                         yield block
                     if self.answer.failure is not None:
                         raise self.answer.failure
-                    if self.answer.done or self._lines is None:
+                    if self.answer.done or self._reads is None:
                         break
-                    lines = await anext(self._lines, [])
+                    raw = await anext(self._reads, b"")
                 await self._stack.aclose()
                 self._check_end()
         except BaseException as error:
@@ -266,8 +266,8 @@ class DirectRun:
             try:
                 provider, body = self._request_of(route)
                 async with asyncio.timeout(route.timeout) as clock:
-                    self._lines = await self._stack.enter_async_context(provider.completion_lines(body, route.model))
-                    self._first = await anext(self._lines, [])
+                    self._reads = await self._stack.enter_async_context(provider.completion_reads(body, route.model))
+                    self._first = await anext(self._reads, b"")
                 if not self._first:
                     raise UpstreamFailure(f"The provider '{provider.config.name}' sent nothing.", code="upstream_cut")
             except TimeoutError as error:
