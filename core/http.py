@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from ipaddress import ip_address
+from types import TracebackType
 from typing import Any, Self
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -171,12 +172,12 @@ class ProviderClient:
         clock = _Clock(self.deadlines.total)
         response: aiohttp.ClientResponse | None = None
         try:
-            async with clock.timeout:
+            async with clock:
                 response, first = await self._begin(path, orjson.dumps(payload, default=str), model, clock, first_byte)
                 clock.rest()
                 yield response, first, clock
         except TimeoutError as error:
-            if not clock.timeout.expired():
+            if not clock.expired:
                 raise
             raise UpstreamTimeout(
                 f"The provider '{self.name}' was silent for too long ({clock.spent():.1f} s in all)."
@@ -298,7 +299,14 @@ class _Reads:
         return self
 
     async def __anext__(self) -> bytes:
-        while chunk := self._chunk or await self._next_chunk():
+        clock, idle = self._clock, self._client.deadlines.idle
+        while True:
+            if not (chunk := self._chunk):
+                clock.allow(idle)
+                chunk = await self._content.readany()
+                clock.rest()
+                if not chunk:
+                    break
             self._chunk = b""
             self._read += len(chunk)
             if self._read > MAX_BODY_BYTES or len(self._tail) + len(chunk) > MAX_LINE_BYTES:
@@ -315,12 +323,6 @@ class _Reads:
             return lines
         raise StopAsyncIteration
 
-    async def _next_chunk(self) -> bytes:
-        self._clock.allow(self._client.deadlines.idle)
-        chunk = await self._content.readany()
-        self._clock.rest()
-        return chunk
-
 
 class _Lines:
     """The same as lists of lines."""
@@ -336,25 +338,62 @@ class _Lines:
 
 
 class _Clock:
-    """A time limit that is moved on as long as something happens, and never past the end of the whole call."""
+    """A time limit that is moved on as long as something happens, and never past the end of the whole call.
+
+    As `asyncio.timeout`, but to move it costs one look at the clock and no new timer: that is done with every read.
+    """
 
     def __init__(self, total: float) -> None:
         self._loop = asyncio.get_running_loop()
         self._began = self._loop.time()
-        self._end = self._began + total
-        self.timeout = asyncio.timeout(None)
+        self._end = self._due = self._began + total
+        self._timer: asyncio.TimerHandle | None = None
+        self._task: asyncio.Task[Any] | None = None
+        self._cancelling = 0
+        self.expired = False
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.current_task()
+        if self._task is None:  # pragma: no cover - a coroutine always runs in a task
+            raise RuntimeError("not in a task")
+        self._cancelling = self._task.cancelling()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        task, self._task = self._task, None
+        cancelled = kind is not None and issubclass(kind, asyncio.CancelledError)
+        if self.expired and task is not None and task.uncancel() <= self._cancelling and cancelled:
+            raise TimeoutError from error
 
     def allow(self, seconds: float) -> None:
         """From now on, that many seconds."""
-        self.timeout.reschedule(min(self._loop.time() + seconds, self._end))
+        self._due = min(self._loop.time() + seconds, self._end)
+        if self._timer is None or self._due < self._timer.when():
+            self._arm()
 
     def rest(self) -> None:
         """Nobody waits for the provider now (the reader is being waited for): only the whole call's end counts."""
-        self.timeout.reschedule(self._end)
+        self._due = self._end
 
     def spent(self) -> float:
         """Seconds since the call began."""
         return self._loop.time() - self._began
+
+    def _arm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_at(self._due, self._ring)
+
+    def _ring(self) -> None:
+        if self._loop.time() < self._due:  # something has happened since
+            self._arm()
+        elif self._task is not None:
+            self.expired = True
+            self._task.cancel()
 
 
 async def _read_last_bytes(response: aiohttp.ClientResponse) -> None:

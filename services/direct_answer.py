@@ -72,11 +72,12 @@ class _Mould:
     What comes out of it is proven to be readable, for all frames with one call, and split by one more.
     """
 
-    __slots__ = ("_after", "_between", "_head")
+    __slots__ = ("_after", "_between", "_head", "_one_end")
 
     def __init__(self, before: bytes, after: bytes) -> None:
         self._head = _DATA + before
         self._after = after
+        self._one_end = after + _FRAME_END
         self._between = after + _FRAME_END + self._head
 
     @classmethod
@@ -99,6 +100,8 @@ class _Mould:
         head, after = self._head, self._after
         if not raw.startswith(head):
             return [], 0
+        if raw.endswith(self._one_end) and b"\n" not in (word := raw[len(head) : -len(self._one_end)]):
+            return self._read_one(word), len(raw) - len(_FRAME_END)
         frames = raw.split(b"\n")[::2]  # twice as fast as by two line ends
         while frames and not (frames[-1].startswith(head) and frames[-1].endswith(after)):
             frames.pop()
@@ -117,6 +120,13 @@ class _Mould:
         except orjson.JSONDecodeError:
             return [], 0
         return (texts, len(alike)) if len(texts) == len(words) else ([], 0)
+
+    @staticmethod
+    def _read_one(word: bytes) -> list[str]:
+        try:
+            return [orjson.loads(b'"' + word + b'"')]
+        except orjson.JSONDecodeError:
+            return []
 
     def _until_another(self, frames: list[bytes]) -> int:
         head, after = self._head, self._after
@@ -161,7 +171,7 @@ class DirectAnswer(Answer):
             if texts:
                 self.texts += texts
                 block.add_frames(raw[:end] + _FRAME_END)
-                raw = raw[end:].lstrip(b"\n")
+                raw = raw[end:].lstrip(b"\n") if len(raw) > end + len(_FRAME_END) else b""
         if raw and self.failure is None and not self.done:
             self._read_lines(client, raw.splitlines(), block)
         return block
