@@ -67,6 +67,7 @@ class Metrics:
         )
         # Children are looked up once for each combination: labels() hashes and locks at every call.
         self._children: dict[tuple[str, ...], tuple[Counter, Histogram]] = {}
+        self._tokens_of: dict[str, tuple[Counter, Counter]] = {}
 
     def request_answered(self, method: str, route: str, status: int, seconds: float) -> None:
         """One HTTP answer is out. `route` is the template (`/agents/{id}`), not the path."""
@@ -91,8 +92,14 @@ class Metrics:
         if usage is None:
             self._unmeasured.labels(model).inc()
             return
-        self._tokens.labels(model, "input").inc(usage.input_tokens)
-        self._tokens.labels(model, "output").inc(usage.output_tokens)
+        tokens = self._tokens_of.get(model)
+        if tokens is None:
+            tokens = self._tokens_of[model] = (
+                self._tokens.labels(model, "input"),
+                self._tokens.labels(model, "output"),
+            )
+        tokens[0].inc(usage.input_tokens)
+        tokens[1].inc(usage.output_tokens)
 
     def recovered(self, requeued: int, lost: int, cancelled: int) -> None:
         """Runs of dead processes were found."""
