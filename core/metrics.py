@@ -22,14 +22,17 @@ class Metrics:
             buckets=_SECONDS,
             registry=self.registry,
         )
-        self.requests_open = Gauge(
+        #: Plain numbers, read when somebody looks: they change with every request.
+        self.requests_open = 0
+        self.runs_open = 0
+        Gauge(
             "routeur_http_requests_open", "Requests being answered, streams included", registry=self.registry
-        )
+        ).set_function(lambda: self.requests_open)
         self._runs = Counter("routeur_runs", "Runs ended", ("agent", "outcome"), registry=self.registry)
         self._run_seconds = Histogram(
             "routeur_run_seconds", "Duration of a run, in seconds", ("agent",), buckets=_SECONDS, registry=self.registry
         )
-        self.runs_open = Gauge("routeur_runs_open", "Runs going on", registry=self.registry)
+        Gauge("routeur_runs_open", "Runs going on", registry=self.registry).set_function(lambda: self.runs_open)
         self.background_open = Gauge(
             "routeur_background_runs_open", "Background runs going on in this process", registry=self.registry
         )

@@ -80,7 +80,8 @@ class DirectService:
         resolved = await self._agents.resolve(AGENT, request.model, request.session_id, caller)
         self.runs.check_room()
         provider, name = self.llm.provider_of(resolved.model)
-        provider.completions_body(name, request.body, streamed=request.streamed)  # refused before it is written down
+        # refused before it is written down
+        ready: dict[str, Any] | None = provider.completions_body(name, request.body, streamed=request.streamed)
         sent: list[WireMessage] = request.body["messages"]
         earlier: list[WireMessage] = []
         last = -1
@@ -107,8 +108,11 @@ class DirectService:
         if resolved.session is not None and book.begun.first_index != last + 1:
             # Somebody has said something between our look and our word.
             earlier = to_wire(from_records(await self._agents.stored(book.session_id, -1, book.begun.first_index)))
-        body = {**request.body, "messages": [*request.unheard, *earlier, *sent]}
-        run = DirectRun(self, book, body, resolved.model, self._agents.limit_of(resolved.agent), request.streamed)
+        body = request.body
+        if resolved.session is not None or request.unheard:
+            body, ready = {**body, "messages": [*request.unheard, *earlier, *sent]}, None
+        limit = self._agents.limit_of(resolved.agent)
+        run = DirectRun(self, book, body, resolved.model, limit, request.streamed, ready)
         self._recorder.follow(run)
         return run
 
@@ -137,11 +141,18 @@ class DirectRun:
     agent = AGENT
 
     def __init__(
-        self, service: DirectService, book: Book, body: dict[str, Any], model: str, limit: float, streamed: bool
+        self,
+        service: DirectService,
+        book: Book,
+        body: Mapping[str, Any],
+        model: str,
+        limit: float,
+        streamed: bool,
+        ready: dict[str, Any] | None = None,
     ) -> None:
         self.run_id = RunId(book.run_id)
         self.session_id = book.session_id
-        self.model = model
+        self.model = self._asked_model = model
         self.replaced: tuple[str, ...] = ()
         self.message_id = new_message_id()
         self.answer = DirectAnswer(body)
@@ -155,6 +166,7 @@ class DirectRun:
         self._body = body
         self._limit = limit
         self._streamed = streamed
+        self._ready = ready  # the body as the provider of `model` wants it
         self._begun_at = datetime.now(UTC)
         self._clock: asyncio.Timeout | None = None
         self._cancelled: str | None = None
@@ -284,6 +296,9 @@ class DirectRun:
         self.model, self.replaced = route.model, route.replaced
         provider, name = self._llm.provider_of(route.model)
         self._provider = provider
+        ready, self._ready = self._ready, None
+        if ready is not None and route.model == self._asked_model:
+            return provider, ready
         return provider, provider.completions_body(name, self._body, streamed=self._streamed)
 
     def _next(self, route: Route, error: Exception) -> None:

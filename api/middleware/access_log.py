@@ -33,11 +33,11 @@ class AccessLogMiddleware:
                 status = message["status"]
             await send(message)
 
-        self._metrics.requests_open.inc()
+        self._metrics.requests_open += 1
         try:
             await self._app(scope, receive, send_noting)
         finally:
-            self._metrics.requests_open.dec()
+            self._metrics.requests_open -= 1
             self._note(scope, status or 499, time.perf_counter() - begun)  # 499: the client left before an answer
 
     def _note(self, scope: Scope, status: int, seconds: float) -> None:
