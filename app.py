@@ -95,6 +95,8 @@ def create_app(
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        # Ours is /metrics; FastAPI would look at every request whether the process has an OpenTelemetry of its own.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     install_error_handlers(app)
     install_openapi(app)

@@ -171,7 +171,7 @@ class DirectRun:
         self._clock: asyncio.Timeout | None = None
         self._cancelled: str | None = None
         self._over = False
-        self._stack = AsyncExitStack()
+        self._stack: AsyncExitStack | None = None
         self._reads: AsyncIterator[bytes] | None = None
         self._first = b""
         self._provider: BaseProvider | None = None
@@ -238,7 +238,7 @@ class DirectRun:
                     if self.answer.done or self._reads is None:
                         break
                     raw = await anext(self._reads, b"")
-                await self._stack.aclose()
+                await self._leave_provider()
                 self._check_end()
         except BaseException as error:
             failure = await self._failed(error)
@@ -278,19 +278,25 @@ class DirectRun:
             try:
                 provider, body = self._request_of(route)
                 async with asyncio.timeout(route.timeout) as clock:
+                    self._stack = AsyncExitStack()
                     self._reads = await self._stack.enter_async_context(provider.completion_reads(body, route.model))
                     self._first = await anext(self._reads, b"")
                 if not self._first:
                     raise UpstreamFailure(f"The provider '{provider.config.name}' sent nothing.", code="upstream_cut")
             except TimeoutError as error:
-                await self._stack.aclose()
+                await self._leave_provider()
                 self._next(route, _too_late(route) if clock.expired() else error)
             except RouteurError as error:
-                await self._stack.aclose()
+                await self._leave_provider()
                 self._next(route, error)
             else:
                 route.succeeded()
                 return
+
+    async def _leave_provider(self) -> None:
+        stack, self._stack = self._stack, None
+        if stack is not None:
+            await stack.aclose()
 
     def _request_of(self, route: Route) -> tuple[BaseProvider, dict[str, Any]]:
         self.model, self.replaced = route.model, route.replaced
@@ -339,7 +345,7 @@ class DirectRun:
         terminal = self._terminal(error)
         writing = asyncio.ensure_future(self._end(terminal))  # begun, whoever waits for it
         with suppress(RouteurError):
-            await self._stack.aclose()
+            await self._leave_provider()
         if not isinstance(error, Exception):
             raise error
         if isinstance(error, RouteurError):

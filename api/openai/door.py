@@ -9,7 +9,7 @@ import orjson
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -27,6 +27,7 @@ _SESSION_ID = re.compile(SESSION_ID_PATTERN)
 _MAX_CHAT_ID = 200
 #: Headers in which clients name a chat of theirs: Open WebUI's own, and what LibreChat and others can be told to send.
 CHAT_ID_HEADERS = ("x-openwebui-chat-id", "x-conversation-id")
+_CHAT_ID_NAMES = frozenset(name.encode() for name in CHAT_ID_HEADERS)
 
 
 class LeanRoute(APIRoute):
@@ -110,12 +111,28 @@ async def json_of(request: Request) -> dict[str, Any]:
     if "json" not in request.headers.get("content-type", ""):
         raise UnsupportedMedia("Send the body as application/json.", code="not_json")
     try:
-        body = orjson.loads(await request.body())
+        body = orjson.loads(await _body_of(request.receive))
     except orjson.JSONDecodeError as error:
         raise InvalidRequest("The body is not valid JSON.", code="invalid_json") from error
     if not isinstance(body, dict):
         raise InvalidRequest("The body must be a JSON object.", code="invalid_json")
     return body
+
+
+async def _body_of(receive: Receive) -> bytes:
+    """All of it; most come in one piece, and Starlette's way is made for many.
+
+    Raises:
+        ClientDisconnect: the client left before it had said everything.
+    """
+    pieces: list[bytes] = []
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        pieces.append(message.get("body", b""))
+        if not message.get("more_body", False):
+            return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 def validated(schema: type[Asked], body: Mapping[str, Any]) -> Asked:
@@ -158,6 +175,8 @@ async def session_of(
     bound = bound_session(request, metadata)
     if bound is not None:
         return bound
+    if _CHAT_ID_NAMES.isdisjoint(name for name, _ in request.scope["headers"]):
+        return None
     for header in CHAT_ID_HEADERS:
         chat = request.headers.get(header, "").strip()
         if chat:
