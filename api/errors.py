@@ -160,12 +160,6 @@ def openai_body(error: RouteurError) -> dict[str, Any]:
 def install_error_handlers(app: FastAPI) -> None:
     """Make every failure of `app` speak with one of the faces above."""
 
-    async def on_routeur_error(request: Request, error: Exception) -> Response:
-        failure = error if isinstance(error, RouteurError) else InternalError()
-        if failure.kind is ErrorKind.INTERNAL:
-            logger.error("request failed", exc_info=error)
-        return error_response(failure, openai=_speaks_openai(request))
-
     async def on_invalid(request: Request, error: Exception) -> Response:
         details = error.errors() if isinstance(error, RequestValidationError) else []
         return error_response(invalid_request(details), openai=_speaks_openai(request))
@@ -193,6 +187,14 @@ def install_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, on_invalid)
     app.add_exception_handler(HTTPException, on_http_exception)
     app.add_exception_handler(Exception, on_unexpected)
+
+
+async def on_routeur_error(request: Request, error: Exception) -> Response:
+    """A failure that has a name."""
+    failure = error if isinstance(error, RouteurError) else InternalError()
+    if failure.kind is ErrorKind.INTERNAL:
+        logger.error("request failed", exc_info=error)
+    return error_response(failure, openai=_speaks_openai(request))
 
 
 async def on_unexpected(request: Request, error: Exception) -> Response:

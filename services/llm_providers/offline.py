@@ -150,9 +150,9 @@ class Provider(BaseProvider):
         return orjson.dumps(whole), whole
 
     @asynccontextmanager
-    async def completion_lines(
+    async def completion_reads(
         self, body: dict[str, Any], model: str, patience: Patience = PROVIDERS_OWN
-    ) -> AsyncIterator[AsyncIterator[list[bytes]]]:
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
         """The same, in pieces."""
         answer, deltas = _asked_directly(body, model)
         yield _told(_head(model, "chat.completion.chunk"), answer, deltas)
@@ -241,9 +241,9 @@ def _readable_call(call: Mapping[str, Any]) -> dict[str, Any]:
     return dict(call) if given_as_object else {**call, "function": {**function, "arguments": "{}"}}
 
 
-async def _told(head: dict[str, Any], answer: Answer, deltas: list[Delta]) -> AsyncIterator[list[bytes]]:
-    def line(choices: list[dict[str, Any]], **more: Any) -> list[bytes]:
-        return [b"data: " + orjson.dumps({**head, "choices": choices, **more})]
+async def _told(head: dict[str, Any], answer: Answer, deltas: list[Delta]) -> AsyncIterator[bytes]:
+    def line(choices: list[dict[str, Any]], **more: Any) -> bytes:
+        return b"data: " + orjson.dumps({**head, "choices": choices, **more}) + b"\n\n"
 
     def choice(delta: dict[str, Any], finish: str | None = None) -> list[dict[str, Any]]:
         return [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}]
@@ -256,7 +256,7 @@ async def _told(head: dict[str, Any], answer: Answer, deltas: list[Delta]) -> As
         else:
             yield line(choice({"content": delta.text}))
         await asyncio.sleep(0)  # others have their turn
-    yield line(choice({}, answer.finish)) + line([], usage=_wire_usage(answer.usage)) + [b"data: [DONE]"]
+    yield line(choice({}, answer.finish)) + line([], usage=_wire_usage(answer.usage)) + b"data: [DONE]\n\n"
 
 
 def _head(model: str, kind: str) -> dict[str, Any]:
