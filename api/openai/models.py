@@ -10,6 +10,7 @@ from api.openai.door import target_of
 from api.openai.schemas import ModelCard, ModelCards
 from core.dependencies import CurrentUser
 from domain.auth import Principal
+from domain.models import ModelInfo
 from services.direct_service import AGENT as DIRECT
 
 router = APIRouter(prefix="/v1/models", tags=["openai"])
@@ -21,13 +22,13 @@ _SINCE = int(time.time())  # nobody tells when a model was made; clients only so
 async def list_models(caller: CurrentUser, llm: LLMServiceDep, registry: AgentRegistryDep) -> ModelCards:
     """Everything that this caller may name as `model`: `provider/name`, and `agent/<id>`."""
     listed = (await llm.list_available_models()).models
-    models = [_card(one.id, one.provider) for one in listed if one.available and _may(caller, one.id)]
+    models = [_card(one.id, one.provider) for one in listed if one.available and _may_call(caller, one)]
     agents = [
         _card(f"agent/{one.id}", "routeur")
         for one in registry.list_agents()
         if one.available
         and one.id != DIRECT  # the models themselves are in the list
-        and (not caller.allowed_agents or one.id in caller.allowed_agents)
+        and _may_use(caller, one.id)
     ]
     return ModelCards(data=models + agents)
 
@@ -49,5 +50,11 @@ def _card(name: str, owner: str) -> ModelCard:
     return ModelCard(id=name, created=_SINCE, owned_by=owner)
 
 
-def _may(caller: Principal, model: str) -> bool:
-    return not caller.allowed_models or model in caller.allowed_models
+def _may_call(caller: Principal, model: ModelInfo) -> bool:
+    """A model that embeds is asked as no agent."""
+    direct = model.kind == "embedding" or _may_use(caller, DIRECT)
+    return direct and (not caller.allowed_models or model.id in caller.allowed_models)
+
+
+def _may_use(caller: Principal, agent: str) -> bool:
+    return not caller.allowed_agents or agent in caller.allowed_agents
