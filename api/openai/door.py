@@ -9,11 +9,12 @@ import orjson
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from api.errors import invalid_request, openai_responses
+from api.streaming.response import ClientLeft
 from domain.agents import AGENT_ID_PATTERN, SESSION_ID_PATTERN
 from domain.auth import Principal
 from domain.errors import InvalidRequest, UnsupportedMedia
@@ -132,13 +133,13 @@ async def _body_of(receive: Receive) -> bytes:
     """All of it; most come in one piece, and Starlette's way is made for many.
 
     Raises:
-        ClientDisconnect: the client left before it had said everything.
+        ClientLeft: before it had said everything.
     """
     pieces: list[bytes] = []
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
-            raise ClientDisconnect
+            raise ClientLeft("The client left before it had said everything.")
         pieces.append(message.get("body", b""))
         if not message.get("more_body", False):
             return pieces[0] if len(pieces) == 1 else b"".join(pieces)
