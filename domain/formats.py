@@ -13,6 +13,7 @@ class JsonSchemaFormat(BaseModel):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")] = "answer"
     schema_: Annotated[dict[str, JsonValue], Field(alias="schema")]
     strict: bool | None = None
+    description: Annotated[str, Field(max_length=10_000)] | None = None
 
 
 class ResponseFormat(BaseModel):
