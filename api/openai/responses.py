@@ -608,9 +608,9 @@ def _stored(found: StoredResponse) -> dict[str, Any]:
     run = found.run
     built = ResponseStream(run.id, _echo_of(found), tools=_view_of(found))
     built.begin(queued=run.background)
-    if found.told:
+    if run.status is not RunStatus.QUEUED or found.told:
         built.started()
-        built.envelopes(found.told)
+    built.envelopes(found.told)
     body = built.response
     trimmed = bool(found.told) and found.told[0].seq != 1
     if trimmed or (run.agent == DIRECT and not run.background and run.status is RunStatus.COMPLETED):
