@@ -48,6 +48,42 @@ Get a token from `POST /auth/token`, then call `POST /completion` or `POST /comp
 `Authorization: Bearer <token>`; API keys (`rk_...`) work in its place.
 """
 _UPLOAD_PATHS = ("/transcription", "/v1/audio/")
+#: What OpenAI's SDK tells of itself, in a browser too.
+_STAINLESS = (
+    "arch",
+    "helper-method",
+    "lang",
+    "os",
+    "package-version",
+    "retry-count",
+    "runtime",
+    "runtime-version",
+    "timeout",
+)
+_HEADERS_FROM_BROWSERS = (
+    "authorization",
+    "content-type",
+    "x-api-key",
+    "x-request-id",
+    "x-session-id",
+    "x-conversation-id",
+    "x-agent-tools",
+    "last-event-id",
+    "idempotency-key",
+    "mcp-protocol-version",
+    "mcp-session-id",
+    *(f"x-stainless-{name}" for name in _STAINLESS),
+)
+_HEADERS_FOR_BROWSERS = (
+    "x-request-id",
+    "x-model",
+    "x-model-replaced",
+    "x-run-id",
+    "x-session-id",
+    "location",
+    "retry-after",
+    "mcp-session-id",
+)
 
 
 def create_app(
@@ -155,18 +191,8 @@ def _add_middleware(app: FastAPI, settings: Settings, metrics: Metrics) -> None:
             CORSMiddleware,
             allow_origins=server.cors_origins,
             allow_methods=["GET", "POST", "PATCH", "DELETE"],
-            allow_headers=[
-                "authorization",
-                "content-type",
-                "x-api-key",
-                "x-request-id",
-                "x-session-id",
-                "last-event-id",
-                "idempotency-key",
-                "mcp-protocol-version",
-                "mcp-session-id",
-            ],
-            expose_headers=["x-request-id", "x-model", "x-run-id", "location", "retry-after", "mcp-session-id"],
+            allow_headers=_HEADERS_FROM_BROWSERS,
+            expose_headers=_HEADERS_FOR_BROWSERS,
         )
     if server.allowed_hosts:
         app.add_middleware(AllowedHostsMiddleware, allowed=server.allowed_hosts)

@@ -83,7 +83,11 @@ class DirectAnswer(Answer):
                 if choices and len(choices) == 1 and not event.get("usage") and self.finish is None:
                     choice = choices[0]
                     delta = choice.get("delta")
-                    if delta and len(delta) == 1 and not choice.get("finish_reason"):
+                    if (
+                        delta
+                        and len(delta) == 1
+                        and not (choice.get("finish_reason") or choice.get("index") or event.get("error"))
+                    ):
                         content = delta.get("content")
                         if type(content) is str:  # nearly all frames
                             texts.append(content)

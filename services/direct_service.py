@@ -223,7 +223,8 @@ class DirectRun:
         left = self._limit - (time.monotonic() - self._monotonic)
         failure: RouteurError | None = None
         try:
-            async with asyncio.timeout(max(0.001, left)) as self._clock:
+            # What breaks goes out through the stack: there the provider's client knows what it means.
+            async with asyncio.timeout(max(0.001, left)) as self._clock, self._stack:
                 lines, self._first = self._first, []
                 while lines:
                     block = self.answer.read(self._known_provider().client, lines)
@@ -272,12 +273,15 @@ class DirectRun:
             try:
                 provider, body, patience = self._next_call()
                 lines = provider.completion_lines(body, self.model, patience)
-                self._lines = await self._stack.enter_async_context(lines)
-                self._first = await anext(self._lines, [])
-                if not self._first:
-                    raise UpstreamFailure(f"The provider '{provider.config.name}' sent nothing.", code="upstream_cut")
+                async with AsyncExitStack() as stack:
+                    self._lines = await stack.enter_async_context(lines)
+                    self._first = await anext(self._lines, [])
+                    if not self._first:
+                        raise UpstreamFailure(
+                            f"The provider '{provider.config.name}' sent nothing.", code="upstream_cut"
+                        )
+                    self._stack = stack.pop_all()
             except RouteurError as error:
-                await self._stack.aclose()
                 self._go_on_after(error)
             else:
                 return
@@ -293,7 +297,10 @@ class DirectRun:
             except InvalidRequest as error:
                 if not route.skipped():
                     raise
-                logger.warning("a model cannot take what is asked", extra={"model": self.model, "code": error.code})
+                logger.warning(
+                    "model cannot take the parameters and is passed over",
+                    extra={"model": self.model, "code": error.code},
+                )
                 continue
             patience = Patience(route.timeout, 0) if route.spare else Patience(route.timeout)
             return self._provider, body, patience

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
+from itertools import takewhile
 from typing import Any
 
 import orjson
@@ -11,6 +12,9 @@ from domain.runs import NewMessage
 from services.agent_messages import new_message_id, record_of
 
 WireMessage = dict[str, Any]
+
+#: What stands between two messages of an agent's answer where clients are shown one.
+BETWEEN = "\n\n"
 
 _TYPES = {"user": "human", "assistant": "ai", "system": "system", "developer": "system", "tool": "tool"}
 _KNOWN_FROM = 2  # messages that must be the same before a client is taken to send the whole conversation each time
@@ -68,13 +72,9 @@ def unsaid(stored: Sequence[BaseMessage], sent: Sequence[WireMessage]) -> list[i
     (two messages or more) is of the second kind: as much as is the same is left out, and so are system messages that
     are stored already. Asked for the same answer again, the last question is new once more.
     """
-    known = [_key_of_stored(message) for message in stored if message.type != "system"]
+    known = [message for message in stored if message.type != "system"]
     spoken = [place for place, message in enumerate(sent) if not _is_rule(message)]
-    same = 0
-    for mine, place in zip(known, spoken, strict=False):
-        if mine != _key_of(sent[place]):
-            break
-        same += 1
+    same = _repeated(known, [sent[place] for place in spoken])
     if same < _KNOWN_FROM:
         return list(range(len(sent)))
     rules = {str(message.text) for message in stored if message.type == "system"}
@@ -86,6 +86,34 @@ def unsaid(stored: Sequence[BaseMessage], sent: Sequence[WireMessage]) -> list[i
         return new
     last = max((place for place, message in enumerate(sent) if message["role"] == "user"), default=len(sent) - 1)
     return list(range(last, len(sent)))
+
+
+def _repeated(known: Sequence[BaseMessage], sent: Sequence[WireMessage]) -> int:
+    """How many of `sent` say again how `known` begins."""
+    same = at = 0
+    while same < len(sent) and at < len(known):
+        length = _length_of(known, at, sent[same])
+        if length == 0:
+            break
+        at += length
+        same += 1
+    return same
+
+
+def _length_of(known: Sequence[BaseMessage], at: int, message: WireMessage) -> int:
+    """How many messages from `at` on are that one.
+
+    Of an agent's turn, its tools' calls and answers among it, clients have seen one text: the last in a whole answer,
+    all of them in a stream.
+    """
+    if _key_of_stored(known[at]) == _key_of(message):
+        return 1
+    if message["role"] != "assistant" or message.get("tool_calls"):
+        return 0
+    turn = list(takewhile(lambda one: isinstance(one, AIMessage | ToolMessage), known[at:]))
+    texts = [str(one.text) for one in turn if isinstance(one, AIMessage) and one.text]
+    shown = {texts[-1].strip(), BETWEEN.join(texts).strip()} if texts else set()
+    return len(turn) if wire_text(message).strip() in shown else 0
 
 
 def _is_rule(message: WireMessage) -> bool:

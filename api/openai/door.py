@@ -1,7 +1,7 @@
 """What all routes of /v1 share: how a body is read, who is meant by `model`, which session a call belongs to."""
 
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -18,6 +18,7 @@ from domain.agents import AGENT_ID_PATTERN, SESSION_ID_PATTERN
 from domain.auth import Principal
 from domain.errors import InvalidRequest, UnsupportedMedia
 from services.session_service import SessionService
+from services.wire_messages import WireMessage, wire_question, wire_text
 
 Asked = TypeVar("Asked", bound=BaseModel)
 
@@ -26,7 +27,8 @@ _AGENT_ID = re.compile(AGENT_ID_PATTERN)
 _SESSION_ID = re.compile(SESSION_ID_PATTERN)
 _MAX_CHAT_ID = 200
 #: Headers in which clients name a chat of theirs: Open WebUI's own, and what LibreChat and others can be told to send.
-CHAT_ID_HEADERS = ("x-openwebui-chat-id", "x-conversation-id")
+OPEN_WEBUI_CHAT = "x-openwebui-chat-id"
+CHAT_ID_HEADERS = (OPEN_WEBUI_CHAT, "x-conversation-id")
 
 
 class LeanRoute(APIRoute):
@@ -145,9 +147,17 @@ def bound_session(request: Request, metadata: dict[str, Any]) -> str | None:
 
 
 async def session_of(
-    request: Request, metadata: dict[str, Any], sessions: SessionService, agent: str, caller: Principal
+    request: Request,
+    metadata: dict[str, Any],
+    sessions: SessionService,
+    agent: str,
+    caller: Principal,
+    messages: Sequence[WireMessage] = (),
 ) -> str | None:
     """The session of this call: one of ours by its id, or that of a chat that the client counts itself.
+
+    Args:
+        messages: what it asks; they name a new chat, and tell what is asked beside one.
 
     Raises:
         InvalidRequest: as `bound_session`.
@@ -161,8 +171,19 @@ async def session_of(
         if chat:
             if len(chat) > _MAX_CHAT_ID:
                 raise InvalidRequest(f"The chat id in {header} is too long.", param=header)
-            return await sessions.of_chat(chat, agent, caller)
+            if header == OPEN_WEBUI_CHAT and _is_aside(messages):
+                return None
+            title = wire_question(messages) if messages else ""
+            return await sessions.of_chat(chat, agent, caller, title)
     return None
+
+
+def _is_aside(messages: Sequence[WireMessage]) -> bool:
+    """Open WebUI wants a title, tags or the like for a chat: the call names the chat, and is no part of it.
+
+    Its prompts for that begin alike. A human's question that does is not lost to the chat: the next call repeats it.
+    """
+    return len(messages) == 1 and wire_text(messages[0]).startswith("### Task:")
 
 
 def answer_headers(model: str, run_id: str, session_id: str | None, replaced: tuple[str, ...] = ()) -> dict[str, str]:

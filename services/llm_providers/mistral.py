@@ -1,5 +1,6 @@
 """Mistral AI."""
 
+from collections.abc import Mapping
 from typing import Any, Self
 
 from langchain_core.messages import BaseMessage
@@ -54,8 +55,7 @@ class Provider(BaseProvider):
 
     def chat_model(self, name: str, parameters: ModelParameters) -> RoutedChat:
         """ChatMistralAI, sending through our client."""
-        if parameters.temperature is not None and parameters.temperature > _MAX_TEMPERATURE:
-            raise InvalidRequest("Mistral's models take a temperature from 0 to 1.", param="temperature")
+        _check_temperature(parameters.temperature)
         return MistralChat(
             model_name=name,
             routeur_id=f"{self.config.name}/{name}",
@@ -69,6 +69,11 @@ class Provider(BaseProvider):
                 seed="random_seed",
             ),
         )
+
+    def completions_body(self, name: str, asked: Mapping[str, Any], *, streamed: bool) -> dict[str, Any]:
+        """Raises InvalidRequest also for a temperature over 1."""
+        _check_temperature(asked.get("temperature"))
+        return super().completions_body(name, asked, streamed=streamed)
 
     async def list_models(self, within: float) -> list[ListedModel]:
         """Mistral says what each model can do; entries are repeated for their aliases."""
@@ -94,3 +99,8 @@ class Provider(BaseProvider):
         return await post_embeddings(
             self.client, name, asked, output_dimension=asked.dimensions, encoding_format="float"
         )
+
+
+def _check_temperature(temperature: float | None) -> None:
+    if temperature is not None and temperature > _MAX_TEMPERATURE:
+        raise InvalidRequest("Mistral's models take a temperature from 0 to 1.", param="temperature")

@@ -206,10 +206,27 @@ def _asked_directly(body: dict[str, Any], model: str) -> tuple[Answer, list[Delt
     answer = Answer()
     return answer, llm._compose(
         answer,
-        convert_to_messages(body["messages"]),
+        convert_to_messages([_readable(message) for message in body["messages"]]),
         [stop] if isinstance(stop, str) else stop,
         {name: body.get(name) for name in ("tools", "tool_choice", "response_format")},
     )
+
+
+def _readable(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message as LangChain reads it: calls may stand without content, and their arguments need be no JSON object."""
+    read = {"content": "", **message}
+    if calls := message.get("tool_calls"):
+        read["tool_calls"] = [_readable_call(call) for call in calls]
+    return read
+
+
+def _readable_call(call: Mapping[str, Any]) -> dict[str, Any]:
+    function = call["function"]
+    try:
+        given_as_object = isinstance(orjson.loads(function["arguments"]), dict)
+    except orjson.JSONDecodeError:
+        given_as_object = False
+    return dict(call) if given_as_object else {**call, "function": {**function, "arguments": "{}"}}
 
 
 async def _told(head: dict[str, Any], answer: Answer, deltas: list[Delta]) -> AsyncIterator[list[bytes]]:

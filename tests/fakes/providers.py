@@ -40,6 +40,8 @@ class Reply:
     pause: float = 0.0
     finish: str = "stop"
     reasoning: str = ""
+    events: tuple[Any, ...] = ()  # of a chat completions stream, in place of all that; the end is not added
+    whole: Any = None  # a whole answer, in place of all that
 
 
 class FakeProvider:
@@ -157,7 +159,8 @@ class FakeProvider:
         frames = (
             _ollama_frames(asked, reply)
             if path == "/api/chat"
-            else _openai_frames(asked, reply, mistral="mistral" in path)
+            else [b"data: " + (one if isinstance(one, bytes) else orjson.dumps(one)) + b"\n\n" for one in reply.events]
+            or _openai_frames(asked, reply, mistral="mistral" in path)
         )
         failed = False
         for number, frame in enumerate(frames):
@@ -243,6 +246,9 @@ class FakeProvider:
 
     async def _whole(self, path: str, asked: dict[str, Any], reply: Reply, send: Any) -> None:
         await asyncio.sleep(reply.pause)
+        if reply.whole is not None:
+            await _respond(send, 200, orjson.dumps(reply.whole))
+            return
         if reply.fault in ("malformed", "cut"):
             await _respond(send, 200, b'{"choices": [{"mess')
             return

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import anyio
+import orjson
 import pytest
 from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.tools import tool
@@ -22,7 +23,7 @@ pytestmark = pytest.mark.anyio
 
 Opener = Callable[[Settings], Awaitable[House]]
 TOO_LONG = Reply(status=400, error={"message": "maximum context length", "code": "context_length_exceeded"})
-DOORS = pytest.mark.parametrize("streamed", [True, False])
+DOORS = pytest.mark.parametrize("door", ["whole", "streamed", "v1", "v1 streamed"])
 
 
 def pool(*models: str, **timeouts: float) -> dict[str, Any]:
@@ -51,16 +52,35 @@ def in_order(house: House) -> ModelRouter:
     return router
 
 
-async def ask(house: House, *, streamed: bool, model: str | None = "pool/chat", **more: Any) -> tuple[str, str, int]:
+async def ask(house: House, *, door: str, model: str | None = "pool/chat", **more: Any) -> tuple[str, str, int]:
     """The words, what served them, and the status."""
+    if door.startswith("v1"):
+        return await ask_v1(house, streamed=door == "v1 streamed", model=model, **more)
     body = {"message": "Salut", "model": model, **more}
-    if streamed:
+    if door == "streamed":
         events = await house.events(body)
         last = events[-1]
         status = 200 if last["kind"] == "run.finished" else 500
         return text_of(events), last.get("model", ""), status
     answer = await house.client.post("/completion", json=body)
     return answer.json().get("response", ""), answer.headers.get("x-model", ""), answer.status_code
+
+
+async def ask_v1(house: House, *, streamed: bool, **more: Any) -> tuple[str, str, int]:
+    """The same, as OpenAI's clients ask."""
+    body = {"messages": [{"role": "user", "content": "Salut"}], "stream": streamed, **more}
+    answer = await house.client.post("/v1/chat/completions", json=body)
+    served, status = answer.headers.get("x-model", ""), answer.status_code
+    if status != 200:
+        return "", served, status
+    if not streamed:
+        return answer.json()["choices"][0]["message"]["content"], served, status
+    frames = [frame.removeprefix("data: ") for frame in answer.text.split("\n\n") if frame.startswith("data: {")]
+    events = [orjson.loads(frame) for frame in frames]
+    if any("error" in event for event in events):
+        status = 500
+    words = [event["choices"][0]["delta"].get("content") or "" for event in events if event.get("choices")]
+    return "".join(words), served, status
 
 
 async def test_calls_are_shared_by_weight(open_with: Opener, settings: Settings, provider: FakeProvider) -> None:
@@ -74,14 +94,15 @@ async def test_calls_are_shared_by_weight(open_with: Opener, settings: Settings,
 
 @DOORS
 async def test_a_deployment_that_fails_is_replaced_and_the_answer_names_who_served(
-    open_with: Opener, settings: Settings, provider: FakeProvider, caplog: pytest.LogCaptureFixture, streamed: bool
+    open_with: Opener, settings: Settings, provider: FakeProvider, caplog: pytest.LogCaptureFixture, door: str
 ) -> None:
     house = await open_with(gateway(settings, provider, model_pools=pool("openai/m", "mistral/m", "ollama/m")))
     in_order(house)
     provider.then(Reply(status=500), Reply(status=404), Reply(words=("rescued",)))
     with caplog.at_level(logging.WARNING):
-        assert await ask(house, streamed=streamed) == ("rescued", "ollama/m", 200)
-    assert provider.paths[-3:] == ["/v1/chat/completions", "/mistral/v1/chat/completions", "/api/chat"]
+        assert await ask(house, door=door) == ("rescued", "ollama/m", 200)
+    ollama = "/v1/chat/completions" if door.startswith("v1") else "/api/chat"
+    assert provider.paths[-3:] == ["/v1/chat/completions", "/mistral/v1/chat/completions", ollama]
     told = [(one.__dict__["model"], one.__dict__["next"]) for one in caplog.records if hasattr(one, "next")]
     assert told == [("openai/m", "mistral/m"), ("mistral/m", "ollama/m")]
     metrics = house.services.metrics.render().decode()
@@ -98,14 +119,14 @@ async def test_a_model_that_keeps_failing_is_left_alone_and_comes_back(
     router.clock = lambda: now[0]
     for _ in range(3):
         provider.then(Reply(status=503), Reply())
-        assert (await ask(house, streamed=False))[1] == "mistral/m"
+        assert (await ask(house, door="whole"))[1] == "mistral/m"
     assert provider.calls == 6
     assert "routeur_models_cooling 1.0" in house.services.metrics.render().decode()
-    assert (await ask(house, streamed=False))[1] == "mistral/m"
+    assert (await ask(house, door="whole"))[1] == "mistral/m"
     assert provider.calls == 7, "openai is not asked any more"
     now[0] = 30
-    assert (await ask(house, streamed=False))[1] == "openai/m"
-    assert (await ask(house, streamed=True))[1] == "openai/m"
+    assert (await ask(house, door="whole"))[1] == "openai/m"
+    assert (await ask(house, door="streamed"))[1] == "openai/m"
 
 
 async def test_a_busy_provider_that_says_when_is_set_aside_at_once(
@@ -114,7 +135,7 @@ async def test_a_busy_provider_that_says_when_is_set_aside_at_once(
     house = await open_with(gateway(settings, provider, model_pools=pool("openai/m", "mistral/m")))
     in_order(house)
     provider.then(Reply(status=429, headers={"retry-after": "120"}))
-    assert [(await ask(house, streamed=False))[1] for _ in range(2)] == ["mistral/m", "mistral/m"]
+    assert [(await ask(house, door="whole"))[1] for _ in range(2)] == ["mistral/m", "mistral/m"]
     assert provider.calls == 3
 
 
@@ -128,24 +149,24 @@ async def test_a_busy_provider_that_says_when_is_set_aside_at_once(
     ],
 )
 async def test_fallbacks_go_by_the_kind_of_error(
-    open_with: Opener, settings: Settings, provider: FakeProvider, reply: Reply, served: str, streamed: bool
+    open_with: Opener, settings: Settings, provider: FakeProvider, reply: Reply, served: str, door: str
 ) -> None:
     table = {"down": ["mistral/down"], "rate_limited": ["mistral/busy"], "context_length": ["mistral/long"]}
     house = await open_with(gateway(settings, provider, model_fallbacks={"openai/m": table}))
     provider.then(reply)
-    assert await ask(house, streamed=streamed, model="openai/m") == (TEXT, served, 200)
+    assert await ask(house, door=door, model="openai/m") == (TEXT, served, 200)
 
 
 @DOORS
 async def test_a_conversation_too_long_for_a_deployment_goes_to_a_longer_model_at_once(
-    open_with: Opener, settings: Settings, provider: FakeProvider, streamed: bool
+    open_with: Opener, settings: Settings, provider: FakeProvider, door: str
 ) -> None:
     table = {"pool/chat": {"down": ["ollama/m"], "context_length": ["vllm/long"]}}
     pools = pool("openai/m", "mistral/m")
     house = await open_with(gateway(settings, provider, model_pools=pools, model_fallbacks=table))
     in_order(house)
     provider.then(TOO_LONG)
-    assert await ask(house, streamed=streamed) == (TEXT, "vllm/long", 200)
+    assert await ask(house, door=door) == (TEXT, "vllm/long", 200)
     assert provider.calls == 2, "mistral/m is not asked: it is the same model"
 
 
@@ -162,32 +183,32 @@ async def test_without_a_longer_model_it_is_the_callers_to_mend(
 
 @DOORS
 async def test_a_deployment_that_hangs_is_replaced_after_its_own_timeout(
-    open_with: Opener, settings: Settings, provider: FakeProvider, streamed: bool
+    open_with: Opener, settings: Settings, provider: FakeProvider, door: str
 ) -> None:
     """The provider's own deadlines are a minute and ten."""
     house = await open_with(gateway(settings, provider, model_pools=pool("openai/m", "mistral/m", openai=0.2)))
     in_order(house)
     provider.then(Reply(fault="hang_before"))
     with anyio.fail_after(10):
-        assert await ask(house, streamed=streamed) == (TEXT, "mistral/m", 200)
+        assert await ask(house, door=door) == (TEXT, "mistral/m", 200)
         await provider.abort_seen.wait()
 
 
 @DOORS
 async def test_a_providers_retries_do_not_prolong_a_deployments_timeout(
-    open_with: Opener, settings: Settings, provider: FakeProvider, streamed: bool
+    open_with: Opener, settings: Settings, provider: FakeProvider, door: str
 ) -> None:
     pools, fallbacks = pool("openai/m", openai=0.2), {"pool/chat": ["mistral/m"]}
     house = await open_with(gateway(settings, provider, model_pools=pools, model_fallbacks=fallbacks, max_retries=2))
     provider.then(Reply(status=503, headers={"retry-after": "9"}))
     with anyio.fail_after(6):
-        assert await ask(house, streamed=streamed) == (TEXT, "mistral/m", 200)
+        assert await ask(house, door=door) == (TEXT, "mistral/m", 200)
 
 
 @DOORS
 @pytest.mark.parametrize("status", [429, 503])
 async def test_while_another_deployment_is_well_nobody_waits_for_a_retry(
-    open_with: Opener, settings: Settings, provider: FakeProvider, status: int, streamed: bool
+    open_with: Opener, settings: Settings, provider: FakeProvider, status: int, door: str
 ) -> None:
     house = await open_with(gateway(settings, provider, model_pools=pool("openai/m", "mistral/m"), max_retries=2))
     in_order(house)
@@ -195,24 +216,24 @@ async def test_while_another_deployment_is_well_nobody_waits_for_a_retry(
         Reply(status=status, headers={"retry-after": "9"}), Reply(status=503, headers={"retry-after-ms": "5"})
     )
     with anyio.fail_after(6):
-        assert await ask(house, streamed=streamed) == (TEXT, "mistral/m", 200)
+        assert await ask(house, door=door) == (TEXT, "mistral/m", 200)
     assert provider.calls == 3, "the last one is tried again"
 
 
 @DOORS
 async def test_an_answer_that_has_begun_in_time_may_take_longer_than_its_timeout(
-    open_with: Opener, settings: Settings, provider: FakeProvider, streamed: bool
+    open_with: Opener, settings: Settings, provider: FakeProvider, door: str
 ) -> None:
     pools = pool("openai/m", "mistral/m", openai=0.3)
     house = await open_with(gateway(settings, provider, model_pools=pools))
     in_order(house)
-    provider.then(Reply(words=("slow ", "but ", "sure"), pause=0.15 if streamed else 0.0))
-    assert await ask(house, streamed=streamed) == ("slow but sure", "openai/m", 200)
+    provider.then(Reply(words=("slow ", "but ", "sure"), pause=0.15 if "streamed" in door else 0.0))
+    assert await ask(house, door=door) == ("slow but sure", "openai/m", 200)
 
 
 @DOORS
 async def test_a_call_that_is_cancelled_is_no_failure_and_its_trial_is_another_callers(
-    open_with: Opener, settings: Settings, provider: FakeProvider, streamed: bool
+    open_with: Opener, settings: Settings, provider: FakeProvider, door: str
 ) -> None:
     pools = pool("openai/m", "mistral/m")
     house = await open_with(gateway(settings, provider, model_pools=pools, failures_before_cooldown=1, cooldown=30))
@@ -220,20 +241,20 @@ async def test_a_call_that_is_cancelled_is_no_failure_and_its_trial_is_another_c
     now = [0.0]
     router.clock = lambda: now[0]
     provider.then(Reply(status=500))
-    assert (await ask(house, streamed=streamed))[1] == "mistral/m"
+    assert (await ask(house, door=door))[1] == "mistral/m"
     now[0] = 30
     provider.begun.clear()
     provider.then(Reply(fault="hang_before"))
     with anyio.fail_after(10):
         async with anyio.create_task_group() as group:
-            group.start_soon(lambda: ask(house, streamed=streamed))
+            group.start_soon(lambda: ask(house, door=door))
             await provider.begun.wait()
-            assert (await ask(house, streamed=streamed))[1] == "mistral/m", "one at a time"
+            assert (await ask(house, door=door))[1] == "mistral/m", "one at a time"
             group.cancel_scope.cancel()
         await provider.abort_seen.wait()
     assert router.cooling() == 0
     now[0] = 60
-    assert (await ask(house, streamed=streamed))[1] == "openai/m"
+    assert (await ask(house, door=door))[1] == "openai/m"
 
 
 async def test_nothing_is_replaced_after_the_first_word(
@@ -243,7 +264,7 @@ async def test_nothing_is_replaced_after_the_first_word(
     house = await open_with(gateway(settings, provider, model_pools=pools, model_fallbacks={"pool/chat": ["ollama/m"]}))
     in_order(house)
     provider.then(Reply(fault="cut"))
-    text, _, status = await ask(house, streamed=True)
+    text, _, status = await ask(house, door="streamed")
     assert status == 500
     assert text
     assert TEXT.startswith(text)
@@ -288,7 +309,7 @@ async def test_a_pool_is_listed_with_what_holds_for_all_of_it(
 async def test_a_pool_may_be_the_default(open_with: Opener, settings: Settings, provider: FakeProvider) -> None:
     chosen = gateway(settings, provider, model_pools=pool("mistral/m"), default_model="pool/chat")
     house = await open_with(chosen)
-    assert (await ask(house, streamed=False, model=None))[1:] == ("mistral/m", 200)
+    assert (await ask(house, door="whole", model=None))[1:] == ("mistral/m", 200)
     assert house.services.llm.default_model_id == "pool/chat"
 
 
@@ -404,16 +425,16 @@ async def test_a_structured_answer_of_another_vendor_is_read_the_same(
         assert "name" in asked["response_format"]["json_schema"]["schema"]["properties"]
 
 
-@DOORS
+@pytest.mark.parametrize("door", ["whole", "streamed"])
 async def test_a_graph_with_tools_runs_on_a_pool_of_several_vendors(
-    open_with: Opener, settings: Settings, provider: FakeProvider, streamed: bool
+    open_with: Opener, settings: Settings, provider: FakeProvider, door: str
 ) -> None:
     house = await open_with(gateway(settings, provider, model_pools=pool("openai/m", "ollama/m")))
     in_order(house)
     provider.then(
         Reply(status=500), Reply(tool=("calculator", {"expression": "6*7"})), Reply(status=500), Reply(words=("42",))
     )
-    assert await ask(house, streamed=streamed, agent="react") == ("42", "ollama/m", 200)
+    assert await ask(house, door=door, agent="react") == ("42", "ollama/m", 200)
 
 
 # -- who cannot take the parameters --
@@ -421,16 +442,16 @@ async def test_a_graph_with_tools_runs_on_a_pool_of_several_vendors(
 
 @DOORS
 async def test_a_member_that_cannot_take_the_parameters_is_passed_over(
-    open_with: Opener, settings: Settings, provider: FakeProvider, caplog: pytest.LogCaptureFixture, streamed: bool
+    open_with: Opener, settings: Settings, provider: FakeProvider, caplog: pytest.LogCaptureFixture, door: str
 ) -> None:
     house = await open_with(gateway(settings, provider, model_pools=pool("mistral/m", "openai/m")))
     in_order(house)
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
-            assert await ask(house, streamed=streamed, temperature=1.5) == (TEXT, "openai/m", 200)
+            assert await ask(house, door=door, temperature=1.5) == (TEXT, "openai/m", 200)
     passed = [one.__dict__["model"] for one in caplog.records if "passed over" in one.message]
-    assert passed == ["mistral/m"], "said once for these parameters"
-    assert (await ask(house, streamed=streamed, temperature=0.5))[1] == "mistral/m"
+    assert passed == ["mistral/m"] * (2 if door.startswith("v1") else 1), "agents say it once for these parameters"
+    assert (await ask(house, door=door, temperature=0.5))[1] == "mistral/m"
 
 
 async def test_when_only_such_are_left_the_first_error_stands(

@@ -111,3 +111,16 @@ async def test_structured_output_fits_the_class() -> None:
 )
 def test_the_smallest_instance_fits_its_schema(schema: dict[str, object], value: object) -> None:
     assert smallest_instance(schema, schema) == value
+
+
+@pytest.mark.parametrize("arguments", ['{"a": 1}', "", "[1]", "{broken"])
+async def test_calls_that_stand_alone_or_are_no_json_can_be_answered_over_the_wire(arguments: str) -> None:
+    call = {"id": "call_1", "type": "function", "function": {"name": "lookup", "arguments": arguments}}
+    messages = [
+        {"role": "user", "content": "Look it up."},
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "call_1", "content": "it is blue"},
+    ]
+    provider = Provider(ProviderConfig("offline", "offline", "", None, "embedded", ""))
+    _, answer = await provider.completion({"messages": messages}, "offline/rules")
+    assert "it is blue" in answer["choices"][0]["message"]["content"]
