@@ -296,8 +296,10 @@ async def _model_frames(run: DirectRun, built: ResponseStream) -> AsyncGenerator
         yield built.begin()
         async with aclosing(run.blocks()) as blocks:
             async for block in blocks:
-                if told := b"".join([_piece(built, run.answer, event) for event in block.events]):
-                    yield told
+                try:
+                    yield b"".join([_piece(built, run.answer, event) for event in block.events])
+                except asyncio.CancelledError as error:
+                    await blocks.athrow(error)  # the run's own, when its limit was reached while the reader was slow
         yield built.finish(run.answer.finish_reason or "stop", run.usage)
     except RouteurError as error:
         yield built.cancel(run.usage) if error.code == "run_cancelled" else built.fail(error, run.usage)
@@ -412,7 +414,10 @@ async def _then_forget(
 ) -> AsyncGenerator[bytes]:
     async with _forgotten(services, wanted, run, caller), aclosing(frames):
         async for frame in frames:
-            yield frame
+            try:
+                yield frame
+            except asyncio.CancelledError as error:
+                yield await frames.athrow(error)
 
 
 @asynccontextmanager
