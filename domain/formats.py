@@ -14,7 +14,6 @@ class JsonSchemaFormat(BaseModel):
     description: Annotated[str, Field(max_length=10_000)] | None = None
     schema_: Annotated[dict[str, JsonValue], Field(alias="schema")]
     strict: bool | None = None
-    description: Annotated[str, Field(max_length=10_000)] | None = None
 
 
 class ResponseFormat(BaseModel):

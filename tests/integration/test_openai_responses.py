@@ -124,15 +124,11 @@ def text_in(body: dict[str, Any]) -> str:
     return "".join(item["content"][0]["text"] for item in body["output"] if item["type"] == "message")
 
 
-def timeless(body: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in body.items() if name != "completed_at"}
-
-
 def likeness(body: dict[str, Any]) -> dict[str, Any]:
     """What two calls that ask the same have in common."""
-    kept = timeless(body)
+    kept = dict(body)
     kept["output"] = [{name: value for name, value in item.items() if name != "id"} for item in body["output"]]
-    return {name: value for name, value in kept.items() if name not in ("id", "created_at")}
+    return {name: value for name, value in kept.items() if name not in ("id", "created_at", "completed_at")}
 
 
 async def messages_of(house: House, session_id: str) -> list[tuple[str, str]]:
@@ -182,10 +178,10 @@ async def test_streamed_whole_and_retrieved_are_the_same(served: House, provider
     assert events[0]["response"]["output"] == []
     last = events[-1]
     assert last["type"] == "response.completed"
-    assert timeless(await retrieved(served, last["response"]["id"])) == timeless(last["response"])
+    assert await retrieved(served, last["response"]["id"]) == last["response"]
     whole = await ask(served, model)
     assert likeness(whole) == likeness(last["response"])
-    assert timeless(await retrieved(served, whole["id"])) == timeless(whole)
+    assert await retrieved(served, whole["id"]) == whole
     assert text_in(whole)
     assert whole["usage"]["total_tokens"] > 0
 
@@ -210,10 +206,10 @@ async def test_a_function_call_is_the_same_streamed_whole_and_retrieved(
     assert (call["type"], call["name"], orjson.loads(call["arguments"])) == ("function_call", "clock", {"zone": "UTC"})
     pieces = [event["delta"] for event in events if event["type"] == "response.function_call_arguments.delta"]
     assert "".join(pieces) == call["arguments"]
-    assert timeless(await retrieved(served, events[-1]["response"]["id"])) == timeless(events[-1]["response"])
+    assert await retrieved(served, events[-1]["response"]["id"]) == events[-1]["response"]
     whole = await ask(served, model, tools=[CLOCK])
     assert [item["name"] for item in whole["output"]] == ["clock"]
-    assert timeless(await retrieved(served, whole["id"])) == timeless(whole)
+    assert await retrieved(served, whole["id"]) == whole
 
 
 @pytest.mark.parametrize("model", ["vllm/fake-large", "agent/simple@vllm/fake-large"])
@@ -221,7 +217,7 @@ async def test_a_thought_is_an_item_of_its_own(served: House, provider: FakeProv
     provider.then(Reply(reasoning="hm"))
     events = await stream(served, model)
     assert [item["type"] for item in events[-1]["response"]["output"]] == ["reasoning", "message"]
-    assert timeless(await retrieved(served, events[-1]["response"]["id"])) == timeless(events[-1]["response"])
+    assert await retrieved(served, events[-1]["response"]["id"]) == events[-1]["response"]
 
 
 @pytest.mark.parametrize("view", ["hidden", "reasoning", "calls"])
@@ -232,7 +228,7 @@ async def test_an_agents_tools_are_shown_later_as_they_were(served: House, view:
     kinds = [item["type"] for item in whole["output"]]
     assert kinds.count("function_call") == (view == "calls")
     assert kinds.count("reasoning") == (view == "reasoning")
-    assert timeless(await retrieved(served, whole["id"])) == timeless(whole)
+    assert await retrieved(served, whole["id"]) == whole
 
 
 class Answer(BaseModel):
@@ -332,6 +328,18 @@ async def test_instructions_are_for_one_response(served: House, provider: FakePr
 async def test_instructions_reach_an_agent(served: House, provider: FakeProvider) -> None:
     await ask(served, "agent/simple@vllm/fake-large", "One", instructions="Be a pirate.")
     assert "Be a pirate." in str(provider.asked[-1]["messages"])
+
+
+async def test_an_agent_is_told_the_same_instructions_once_however_often_they_are_sent(
+    served: House, provider: FakeProvider
+) -> None:
+    last: dict[str, Any] = {"id": None}
+    for rule in ("Be a pirate.", "Be a pirate.", "Be a parrot."):
+        last = await ask(
+            served, "agent/simple@vllm/fake-large", "x", instructions=rule, previous_response_id=last["id"]
+        )
+    lines = await messages_of(served, await session_of(served, last["id"]))
+    assert [text for role, text in lines if role == "system"] == ["Be a pirate.", "Be a parrot."]
 
 
 async def test_settings_reach_the_vendor_that_has_them(served: House, provider: FakeProvider) -> None:
@@ -638,7 +646,7 @@ async def test_a_response_in_the_background_is_queued_and_then_completed(
     assert done["usage"]["total_tokens"] > 0
     assert {done[name] == made[name] for name in ("id", "created_at", "model", "metadata")} == {True}
     answer = await served.client.get(f"/v1/responses/{made['id']}?stream=true")
-    assert timeless(events_in(answer.text)[-1]["response"]) == timeless(done)
+    assert events_in(answer.text)[-1]["response"] == done
 
 
 async def test_one_in_the_background_is_seen_in_progress_and_cancelled_at_once(
@@ -682,7 +690,7 @@ async def test_a_stream_that_was_cut_goes_on_where_it_was(
         assert numbers == list(range(cut + 1, len(events)))
     again = events_in((await served.client.get(f"/v1/responses/{response_id}?stream=true")).text)
     assert again == events
-    assert timeless(await retrieved(served, response_id)) == timeless(events[-1]["response"])
+    assert await retrieved(served, response_id) == events[-1]["response"]
 
 
 async def test_many_read_one_response_and_leaving_does_not_stop_it(served: House, provider: FakeProvider) -> None:
@@ -784,7 +792,7 @@ async def test_after_the_first_token_a_failure_is_the_last_event(
     assert "overloaded" not in str(events)
     assert TEXT.startswith(text_in(last))
     assert text_in(last)
-    assert timeless(await retrieved(served, last["id"])) == timeless(last)
+    assert await retrieved(served, last["id"]) == last
 
 
 @pytest.mark.parametrize(("finish", "why"), [("length", "max_output_tokens"), ("content_filter", "content_filter")])
@@ -824,7 +832,7 @@ async def test_a_cancelled_run_ends_its_stream(served: House, provider: FakeProv
     events = await asking
     last = events[-1]["response"]
     assert (events[-1]["type"], last["status"]) == ("response.incomplete", "cancelled")
-    assert timeless(await retrieved(served, last["id"])) == timeless(last)
+    assert await retrieved(served, last["id"]) == last
 
 
 @pytest.mark.parametrize("model", ["vllm/fake-large", "agent/simple@vllm/fake-large"])
