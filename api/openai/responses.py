@@ -287,7 +287,7 @@ def _built(run: DirectRun, wanted: _Wanted) -> ResponseStream:
     for place in sorted(answer.calls):
         call = answer.known_call(place)
         built.call(str(place), call.id or "", call.name or "", call.arguments)
-    built.finish(answer.finish_reason or "stop", run.usage)
+    built.finish(answer.finish_reason or "stop", run.usage, run.ended_at)
     return built
 
 
@@ -300,7 +300,7 @@ async def _model_frames(run: DirectRun, built: ResponseStream) -> AsyncGenerator
                     yield b"".join([_piece(built, run.answer, event) for event in block.events])
                 except asyncio.CancelledError as error:
                     await blocks.athrow(error)  # the run's own, when its limit was reached while the reader was slow
-        yield built.finish(run.answer.finish_reason or "stop", run.usage)
+        yield built.finish(run.answer.finish_reason or "stop", run.usage, run.ended_at)
     except RouteurError as error:
         yield built.cancel(run.usage) if error.code == "run_cancelled" else built.fail(error, run.usage)
     except asyncio.CancelledError:
@@ -623,6 +623,4 @@ def _stored(found: StoredResponse) -> dict[str, Any]:
     elif run.agent == DIRECT and body["status"] != "completed":
         cut = {"message", "function_call"}
         body["output"] = [{**item, "status": "incomplete"} if item["type"] in cut else item for item in body["output"]]
-    if body["status"] == "completed" and run.completed_at is not None:
-        body["completed_at"] = int(run.completed_at.timestamp())
     return body

@@ -4,9 +4,9 @@ Fed by an agent's events (`envelopes`) or by a model's deltas (`text`, `reasonin
 response at the end is what the events have built, so both always say the same.
 """
 
-import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -162,12 +162,17 @@ class ResponseStream:
         self._base["status"] = "in_progress"
         return self._event("response.in_progress", response=self._base)
 
-    def finish(self, reason: str, usage: Usage | None) -> bytes:
-        """A good end, or one that was cut short by a limit."""
+    def finish(self, reason: str, usage: Usage | None, at: datetime) -> bytes:
+        """A good end, or one that was cut short by a limit.
+
+        Args:
+            at: when that was, as it is written down.
+        """
         closing = self._close_all()
         short = {"length": "max_output_tokens", "content_filter": "content_filter"}.get(reason)
         status = "incomplete" if short else "completed"
         self._end(status, usage)
+        self._base["completed_at"] = None if short else int(at.timestamp())
         self._base["incomplete_details"] = {"reason": short} if short else None
         return closing + self._event(f"response.{status}", response=self._base)
 
@@ -191,16 +196,14 @@ class ResponseStream:
     def _end(self, status: str, usage: Usage | None) -> None:
         self.ended = True
         self._base |= {"status": status, "output": self._output, "usage": response_usage(usage)}
-        if status == "completed":
-            self._base["completed_at"] = int(time.time())
 
     # -- an agent's events --
 
     def envelopes(self, envelopes: Iterable[Envelope]) -> bytes:
         """What is to be told of these events."""
-        return b"".join([self._envelope(envelope.event) for envelope in envelopes])
+        return b"".join([self._envelope(envelope.event, envelope.at) for envelope in envelopes])
 
-    def _envelope(self, event: Any) -> bytes:
+    def _envelope(self, event: Any, at: datetime) -> bytes:
         if type(event) is TextDelta:
             told = self.text(event.text, event.message_id) if event.text else b""
             return told + (self._close(("message", event.message_id)) if event.done else b"")
@@ -213,7 +216,7 @@ class ResponseStream:
         if type(event) is RunFinished:
             self._served_by(event.model)
             reason = "stop" if event.finish_reason is FinishReason.TOOL_CALLS else event.finish_reason.value
-            return self.finish(reason, event.usage)
+            return self.finish(reason, event.usage, at)
         if type(event) is RunFailed:
             return self.fail_with(response_error(ErrorKind(event.error), event.code, event.message), event.usage)
         if type(event) is RunTimedOut:

@@ -37,6 +37,7 @@ from domain.usage import Usage
 from tests.unit.test_event_laws import MIDDLE, STARTED, TERMINAL, admitted
 
 RUN = RunId(str(uuid7()))
+NOW = datetime.now(UTC)
 USAGE = Usage(input_tokens=1, output_tokens=2, total_tokens=3)
 EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
 ECHO = {"model": "agent/simple@offline/rules", "parallel_tool_calls": True, "tool_choice": "auto", "tools": []}
@@ -74,7 +75,7 @@ def accumulated(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def envelopes(events: list[AgentEvent]) -> list[Envelope]:
-    return [Envelope(RUN, seq, datetime.now(UTC), event) for seq, event in enumerate(events, 1)]
+    return [Envelope(RUN, seq, NOW, event) for seq, event in enumerate(events, 1)]
 
 
 def told(events: list[AgentEvent], **more: Any) -> tuple[list[dict[str, Any]], ResponseStream]:
@@ -144,7 +145,7 @@ def test_however_a_model_mixes_its_pieces_each_call_and_the_answer_stay_whole(
     if end == "fail":
         raw += built.fail(UpstreamFailure("cut", code="upstream_cut"), USAGE)
     else:
-        raw += built.cancel(USAGE) if end == "cancel" else built.finish(end, USAGE)
+        raw += built.cancel(USAGE) if end == "cancel" else built.finish(end, USAGE, NOW)
     check(read(raw), built)
     output = built.response["output"]
     messages = [item for item in output if item["type"] == "message"]
@@ -181,6 +182,7 @@ def test_a_text_comes_in_the_order_that_clients_expect() -> None:
     assert events[0]["response"]["output"] == events[2]["item"]["content"] == []
     assert events[3]["part"]["text"] == ""
     assert events[4]["logprobs"] == []
+    assert built.response["completed_at"] == int(NOW.timestamp())
     assert built.response["usage"]["input_tokens_details"] == {"cached_tokens": 0, "cache_write_tokens": 0}
 
 
@@ -204,7 +206,7 @@ def test_two_calls_whose_pieces_are_mixed_are_two_calls() -> None:
     built = new(message_id="m")
     raw = built.begin() + built.call("0", "c0", "clock", "") + built.call("1", "c1", "sum", '{"a"')
     raw += built.call("0", "", "", '{"zone"') + built.call("1", "", "", ": 1}") + built.call("0", "", "", ": 2}")
-    raw += built.finish("tool_calls", USAGE)
+    raw += built.finish("tool_calls", USAGE, NOW)
     check(read(raw), built)
     calls = [(item["call_id"], item["name"], item["arguments"]) for item in built.response["output"]]
     assert calls == [("c0", "clock", '{"zone": 2}'), ("c1", "sum", '{"a": 1}')]
@@ -213,7 +215,7 @@ def test_two_calls_whose_pieces_are_mixed_are_two_calls() -> None:
 
 def test_a_call_without_arguments_has_an_empty_object() -> None:
     built = new(message_id="m")
-    raw = built.begin() + built.call("0", "c0", "clock", "") + built.finish("tool_calls", None)
+    raw = built.begin() + built.call("0", "c0", "clock", "") + built.finish("tool_calls", None, NOW)
     check(read(raw), built)
     assert built.response["output"][0]["arguments"] == "{}"
 
@@ -284,7 +286,7 @@ def test_what_is_skipped_is_counted() -> None:
 
 def test_one_that_waits_for_its_turn_says_so_after_it_was_created() -> None:
     built = new()
-    events = read(built.begin(queued=True) + built.started() + built.started() + built.finish("stop", None))
+    events = read(built.begin(queued=True) + built.started() + built.started() + built.finish("stop", None, NOW))
     assert types(events) == ["created", "queued", "in_progress", "completed"]
     assert [event["response"]["status"] for event in events] == ["queued", "queued", "in_progress", "completed"]
 
