@@ -1,19 +1,23 @@
 """Runs as the Responses API sees them: found again, gone on from, cancelled, forgotten."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
+from weakref import WeakValueDictionary
 
 from domain.auth import Principal
-from domain.errors import Conflict, NotFound
+from domain.errors import Conflict, NotFound, RouteurError
 from domain.events import Envelope
 from domain.ports import RecordStore, RecordWork
 from domain.runs import ACTIVE, ENDED, Run
-from domain.sessions import BranchPoint, RawMessage
+from domain.sessions import BranchPoint, RawMessage, Session
 from services.run_events import with_an_end
 from services.run_story import load_story
 from services.session_service import SessionService
+
+T = TypeVar("T")
 
 _PAGE = 1_000
 _LOOK_AGAIN = 0.05  # seconds
@@ -47,6 +51,7 @@ class ResponseService:
         self._store = store
         self._sessions = sessions
         self._forgetting: set[asyncio.Task[None]] = set()
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def get(self, response_id: str, caller: Principal) -> StoredResponse:
         """One response.
@@ -64,25 +69,42 @@ class ResponseService:
         shown = {name: value for name, value in echo.items() if name != VIEW}
         return StoredResponse(run, shown, str(echo.get(VIEW)), messages[:asked], messages[asked:], told)
 
-    async def session_after(self, response_id: str, caller: Principal) -> tuple[str, bool]:
-        """The session in which to go on after that response: its own, or (then True) a new branch of it, when more was
-        said there.
+    async def go_on_after(self, response_id: str, caller: Principal, begin: Callable[[str], Awaitable[T]]) -> T:
+        """What `begin` makes of the session in which to go on after that response: its own, or a new branch of it when
+        more was said there, or is being said. A branch in which nothing begins is not left behind.
 
         Raises:
             Conflict: it is still being made.
         """
+        async with self._turns.setdefault(response_id, asyncio.Lock()):  # who looks next sees what has begun
+            session, end = await self._end_of(response_id, caller)
+            if end >= session.message_count:
+                try:
+                    return await begin(session.id)
+                except Conflict as error:
+                    if error.code != "session_busy":
+                        raise
+        branch = await self._sessions.branch(session.id, BranchPoint(before=end), caller)
+        try:
+            return await begin(branch.session_id)
+        except RouteurError:
+            await self.forget(branch.session_id, caller)
+            raise
+
+    async def _end_of(self, response_id: str, caller: Principal) -> tuple[Session, int]:
+        """The session of a response that has ended, and the index after its last message."""
+        param = "previous_response_id"
         async with self._store.reading() as work:
-            run, _ = await _required(work, response_id, caller, "previous_response_id")
+            run, _ = await _required(work, response_id, caller, param)
             session = await work.sessions.owned(run.session_id or "", caller.user_id)
             if session is None:
-                raise _not_found("previous_response_id")
+                raise _not_found(param)
             if run.status in ACTIVE:
-                raise Conflict("The response is not finished yet.", code="response_in_progress", retry_after=1)
+                raise Conflict(
+                    "The response is not finished yet.", code="response_in_progress", param=param, retry_after=1
+                )
             own = [raw.message_index for raw in await _messages(work, session.id) if raw.run_id == run.id]
-        end = own[-1] + 1 if own else session.message_count
-        if end >= session.message_count:
-            return session.id, False
-        return (await self._sessions.branch(session.id, BranchPoint(before=end), caller)).session_id, True
+        return session, own[-1] + 1 if own else session.message_count
 
     async def delete(self, response_id: str, caller: Principal) -> None:
         """Forget it. Its conversation goes with it when it began it, and nothing else was said there.

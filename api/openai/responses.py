@@ -1,10 +1,10 @@
 """`/v1/responses`: a model or an agent, in the words of OpenAI's Responses API; each response is a run of a session."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal, get_args
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import orjson
 from fastapi import APIRouter, Depends, FastAPI, Path, Query, Request
@@ -38,7 +38,7 @@ from api.streaming.response import EventStreamResponse, while_connected
 from api.streaming.sse import HEARTBEAT
 from core.dependencies import holder_of, require
 from domain.auth import Principal, Scope
-from domain.background import AgentRunRequest
+from domain.background import AgentRunRequest, RunAccepted
 from domain.enums import RunStatus
 from domain.errors import Forbidden, InvalidRequest, RouteurError, Unavailable
 from domain.events import Envelope
@@ -52,6 +52,7 @@ from services.response_service import VIEW, StoredResponse
 
 router = APIRouter(prefix="/v1/responses", tags=["openai"])
 
+T = TypeVar("T")
 Caller = Annotated[Principal, Depends(require(Scope.COMPLETION))]
 ResponseKey = Annotated[str, Path(max_length=100, examples=["resp_019a7f0e4b0c7d3e9f1a2b3c4d5e6f70"])]
 _ONE = openai_responses(400, 401, 403, 404)
@@ -75,7 +76,6 @@ class _Wanted:
     body: dict[str, Any]
     target: Target
     session_id: str | None
-    branched: bool
     metadata: dict[str, Any]
     tools: ToolView
 
@@ -136,8 +136,8 @@ async def _understood(request: Request, caller: Principal) -> _Wanted:
     chat, tools = validated(ChatRequest, body), tool_view_of(request)
     if target.agent is not None or asked.background:
         refuse_for_agents(chat.model_dump(exclude_unset=True, exclude={"messages"}))
-    session_id, branched = await _session(request, asked, metadata, target, caller)
-    return _Wanted(asked, chat, body, target, session_id, branched, metadata, tools)
+    session_id = await _session(request, asked, metadata, target, caller)
+    return _Wanted(asked, chat, body, target, session_id, metadata, tools)
 
 
 def _in_their_words(error: InvalidRequest) -> InvalidRequest:
@@ -191,8 +191,8 @@ def _format_of(wanted: dict[str, Any]) -> dict[str, Any] | None:
 
 async def _session(
     request: Request, asked: ResponseRequest, metadata: dict[str, Any], target: Target, caller: Principal
-) -> tuple[str | None, bool]:
-    """The one session that is meant, and whether it was branched off for this call."""
+) -> str | None:
+    """The one session that is meant; that of `previous_response_id` is found when the call begins."""
     services = services_of(request)
     bound = await session_of(request, metadata, services.sessions, target.agent or DIRECT, caller)
     conversation = asked.conversation
@@ -204,20 +204,25 @@ async def _session(
         )
     if asked.store is False and (given or asked.background):
         raise InvalidRequest("store: false goes neither with a conversation nor with background.", param="store")
-    if asked.previous_response_id is not None:
-        return await services.responses.session_after(asked.previous_response_id, caller)
-    return bound or named, False
+    return bound or named
 
 
-@asynccontextmanager
-async def _or_no_branch(services: Services, wanted: _Wanted, caller: Principal) -> AsyncIterator[None]:
-    """What was branched off for a call that is refused is not left behind."""
-    try:
-        yield
-    except RouteurError:
-        if wanted.branched and wanted.session_id is not None:
-            await services.responses.forget(wanted.session_id, caller)
-        raise
+async def _begun(
+    services: Services, wanted: _Wanted, caller: Principal, begin: Callable[[_Wanted], Awaitable[T]]
+) -> tuple[_Wanted, T]:
+    """What `begin` makes of the call, in the session in which it is to go on.
+
+    Several may go on after the same response at once: the first does so where it is, each other one in a branch.
+    """
+    before = wanted.asked.previous_response_id
+    if before is None:
+        return wanted, await begin(wanted)
+
+    async def begin_in(session_id: str) -> tuple[_Wanted, T]:
+        placed = replace(wanted, session_id=session_id)
+        return placed, await begin(placed)
+
+    return await services.responses.go_on_after(before, caller, begin_in)
 
 
 def _echo(wanted: _Wanted, served: str) -> dict[str, Any]:
@@ -254,17 +259,20 @@ def _echo(wanted: _Wanted, served: str) -> dict[str, Any]:
 async def _ask_model(request: Request, wanted: _Wanted, caller: Principal) -> Response:
     services = services_of(request)
     instructions = wanted.asked.instructions
-    asked = DirectRequest(
-        wanted.body,
-        wanted.asked.model,
-        wanted.streamed,
-        wanted.session_id,
-        wanted.metadata,
-        unheard=({"role": "system", "content": instructions},) if instructions else (),
-        door=_door(wanted, wanted.asked.model),
-    )
-    async with _or_no_branch(services, wanted, caller):
-        run = await services.direct.begin(asked, caller)
+
+    async def begin(placed: _Wanted) -> DirectRun:
+        asked = DirectRequest(
+            placed.body,
+            placed.asked.model,
+            placed.streamed,
+            placed.session_id,
+            placed.metadata,
+            unheard=({"role": "system", "content": instructions},) if instructions else (),
+            door=_door(placed, placed.asked.model),
+        )
+        return await services.direct.begin(asked, caller)
+
+    wanted, run = await _begun(services, wanted, caller, begin)
     async with _forgotten(services, wanted, run, caller, unless_answered=wanted.streamed):
         if wanted.streamed:
             await while_connected(request.receive, run.open())
@@ -333,13 +341,13 @@ def _piece(built: ResponseStream, answer: DirectAnswer, event: dict[str, Any]) -
 
 async def _ask_agent(request: Request, wanted: _Wanted, caller: Principal) -> Response:
     services = services_of(request)
-    async with _or_no_branch(services, wanted, caller):
-        run = await services.agents.stream(
-            await _command(services, wanted, caller),
-            caller,
-            streams=wanted.streamed,
-            door=_door(wanted, wanted.target.model or ""),
-        )
+
+    async def begin(placed: _Wanted) -> RunStream:
+        command = await _command(services, placed, caller)
+        door = _door(placed, placed.target.model or "")
+        return await services.agents.stream(command, caller, streams=placed.streamed, door=door)
+
+    wanted, run = await _begun(services, wanted, caller, begin)
     built = ResponseStream(run.run_id, _echo(wanted, run.model), tools=wanted.tools)
     async with _forgotten(services, wanted, run, caller, unless_answered=wanted.streamed):
         if wanted.streamed:
@@ -453,20 +461,23 @@ def _stopping() -> Unavailable:
 async def _in_background(request: Request, wanted: _Wanted, caller: Principal) -> Response:
     if not caller.may(Scope.RUNS):
         raise Forbidden(f"The scope '{Scope.RUNS.value}' is needed.", code="missing_scope")
-    services = services_of(request)
+    services, target = services_of(request), wanted.target
     if services.background is None:
         raise Unavailable("Background runs need SESSION_STORE_URL to be unset.", code="background_unavailable")
-    target = wanted.target
-    echo = _echo(wanted, target.model or "")
-    async with _or_no_branch(services, wanted, caller):
-        accepted = await services.background.runs.submit(
+    background = services.background.runs
+
+    async def begin(placed: _Wanted) -> RunAccepted:
+        return await background.submit(
             target.agent or DIRECT,
-            await _run_request(services, wanted, caller),
+            await _run_request(services, placed, caller),
             caller,
             run_id=request.scope.get("state", {}).get("made_id"),
-            response={**echo, VIEW: wanted.tools},
-            instructions=wanted.asked.instructions if target.agent is None else None,
+            response={**_echo(placed, target.model or ""), VIEW: placed.tools},
+            instructions=placed.asked.instructions if target.agent is None else None,
         )
+
+    wanted, accepted = await _begun(services, wanted, caller, begin)
+    echo = _echo(wanted, target.model or "")
     echo["model"] = target.shown(accepted.model)
     headers = answer_headers(accepted.model, accepted.run_id, accepted.session_id)
     if wanted.streamed:

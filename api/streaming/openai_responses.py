@@ -227,8 +227,8 @@ class ResponseStream:
         return b""
 
     def _served_by(self, model: str) -> None:
-        agent, at, _ = self._base["model"].partition("@")
-        self._base["model"] = f"{agent}@{model}" if at else model
+        named = str(self._base["model"])
+        self._base["model"] = f"{named.partition('@')[0]}@{model}" if named.startswith("agent/") else model
 
     def _tool(self, event: ToolStarted | ToolFinished) -> bytes:
         starts = isinstance(event, ToolStarted)

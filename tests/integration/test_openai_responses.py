@@ -423,6 +423,23 @@ async def test_going_on_after_an_older_one_is_a_branch(served: House, provider: 
     assert [text for role, text in await messages_of(served, branch) if role == "user"] == ["One", "Other"]
 
 
+@pytest.mark.parametrize("model", ["vllm/fake-large", "agent/simple@vllm/fake-large"])
+@pytest.mark.parametrize("background", [False, True])
+async def test_many_go_on_after_one_at_the_same_moment_and_hear_nothing_of_each_other(
+    served: House, provider: FakeProvider, model: str, background: bool
+) -> None:
+    first = await ask(served, model, "One")
+    more = {"previous_response_id": first["id"], "background": background}
+    made = await asyncio.gather(*(ask(served, model, f"Word {number}", **more) for number in range(8)))
+    for one in made:
+        await until(served, one["id"], "completed")
+    heard = [
+        [message["content"] for message in asked["messages"] if message["role"] == "user"]
+        for asked in provider.asked[1:]
+    ]
+    assert sorted(heard) == [["One", f"Word {number}"] for number in range(8)]
+
+
 async def test_a_refused_call_leaves_no_branch_behind(served: House, provider: FakeProvider) -> None:
     first = await ask(served, "vllm/fake-large", "One")
     await ask(served, "vllm/fake-large", "Two", previous_response_id=first["id"])
@@ -663,6 +680,16 @@ async def test_one_in_the_background_is_seen_in_progress_and_cancelled_at_once(
         await until(served, made["id"], "cancelled")
     again = await client.responses.cancel(made["id"])
     assert again.status == "cancelled"
+
+
+async def test_one_that_somebody_reads_is_seen_in_progress_too(served: House, provider: FakeProvider) -> None:
+    provider.then(Reply(fault="hang_between"))
+    body = {"model": "vllm/fake-large", "input": "x", "stream": True}
+    async with served.client.stream("POST", "/v1/responses", json=body) as answer:
+        response_id = f"resp_{answer.headers['x-run-id'].replace('-', '')}"
+        assert (await retrieved(served, response_id))["status"] == "in_progress"
+        assert (await served.client.delete(f"/v1/responses/{response_id}")).status_code == 409
+    assert (await until(served, response_id, "cancelled"))["usage"]["total_tokens"] > 0
 
 
 async def test_only_one_in_the_background_can_be_cancelled_or_streamed_again(

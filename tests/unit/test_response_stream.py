@@ -5,7 +5,7 @@ from typing import Any, get_args
 
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from openai import omit
 from openai.lib.streaming.responses._responses import ResponseStreamState
@@ -108,6 +108,7 @@ def check(events: list[dict[str, Any]], built: ResponseStream) -> None:
         assert grown.get(place, "") == whole, "the pieces are the whole"
 
 
+@settings(deadline=None)  # the SDK's types are built when they are first needed
 @given(st.lists(st.one_of(MIDDLE, RESUMED), max_size=30), TERMINAL, VIEWS)
 def test_whatever_an_agent_tells_the_sdk_builds_the_same_response(
     middle: list[AgentEvent], terminal: AgentEvent, view: ToolView
@@ -129,6 +130,7 @@ PIECE = st.one_of(
 )
 
 
+@settings(deadline=None)  # the SDK's types are built when they are first needed
 @given(st.lists(PIECE, max_size=30), st.sampled_from(["stop", "length", "fail", "cancel"]))
 def test_however_a_model_mixes_its_pieces_each_call_and_the_answer_stay_whole(
     pieces: list[tuple[str, str]], end: str
@@ -240,9 +242,14 @@ def test_a_call_id_that_comes_back_is_another_call(view: ToolView) -> None:
     assert len(built.response["output"]) == 2
 
 
-def test_what_served_in_the_end_is_what_the_response_names() -> None:
-    _, built = told([STARTED, FINISHED.model_copy(update={"model": "mistral/spare"})])
-    assert built.response["model"] == "agent/simple@mistral/spare"
+@pytest.mark.parametrize(
+    ("asked", "named"),
+    [("agent/simple@offline/rules", "agent/simple@mistral/spare@2"), ("vllm/some@1", "mistral/spare@2")],
+)
+def test_what_served_in_the_end_is_what_the_response_names(asked: str, named: str) -> None:
+    built = ResponseStream(RUN, {**ECHO, "model": asked})
+    built.envelopes(envelopes([STARTED, FINISHED.model_copy(update={"model": "mistral/spare@2"})]))
+    assert built.response["model"] == named
 
 
 @pytest.mark.parametrize(
