@@ -231,6 +231,56 @@ async def test_an_agents_tools_are_shown_later_as_they_were(served: House, view:
     assert await retrieved(served, whole["id"]) == whole
 
 
+def chunk(delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
+    """One event of a provider's stream."""
+    return {"id": "x", "model": "m", "choices": [{"index": 0, "delta": delta, "finish_reason": finish}]}
+
+
+def piece(index: int, arguments: str, name: str | None = None, **more: Any) -> dict[str, Any]:
+    """A piece of a function call."""
+    named = {} if name is None else {"name": name}
+    return chunk({"tool_calls": [{"index": index, **more, "function": {**named, "arguments": arguments}}]})
+
+
+@pytest.mark.parametrize("model", ["openai/gpt-4o-mini", "vllm/fake-large"])
+async def test_two_calls_at_once_arrive_whole_however_their_pieces_come(
+    served: House, client: AsyncOpenAI, provider: FakeProvider, model: str
+) -> None:
+    mixed = (
+        chunk({"role": "assistant", "content": "Let me see. "}),
+        piece(0, "", "clock", id="call_a"),
+        piece(1, '{"zone":', "clock", id="call_b"),
+        piece(2, "", "clock"),  # neither an id nor arguments
+        piece(1, '"UTC"}'),
+        chunk({"content": "Done."}),
+        chunk({}, "tool_calls"),
+    )
+    provider.then(*[Reply(events=mixed)] * 2)
+    events = await stream(served, model, tools=[CLOCK])
+    last = events[-1]["response"]
+    assert text_in(last) == "Let me see. Done."
+    calls = [item for item in last["output"] if item["type"] == "function_call"]
+    assert [call["arguments"] for call in calls] == ["{}", '{"zone":"UTC"}', "{}"]
+    assert [call["call_id"] for call in calls][:2] == ["call_a", "call_b"]
+    assert calls[2]["call_id"].startswith("call_")
+    assert await retrieved(served, last["id"]) == last
+    async with client.responses.stream(model=model, input="x", tools=[CLOCK]) as streaming:  # type: ignore[list-item]
+        final = await streaming.get_final_response()
+    assert [item.type for item in final.output] == [item["type"] for item in last["output"]]
+    outputs = [{"type": "function_call_output", "call_id": call["call_id"], "output": "noon"} for call in calls]
+    await ask(served, model, outputs, previous_response_id=last["id"], tools=[CLOCK])
+    assert [one["role"] for one in provider.asked[-1]["messages"]] == ["user", "assistant", "tool", "tool", "tool"]
+
+
+@pytest.mark.parametrize("model", ["vllm/fake-large", "agent/simple@vllm/fake-large"])
+async def test_a_response_outlives_its_events(served: House, provider: FakeProvider, model: str) -> None:
+    made = await ask(served, model)
+    with closing(sqlite3.connect(served.services.settings.storage.data_dir / "routeur.sqlite3")) as record:
+        record.execute("delete from run_events")  # as the sweep of old ones does
+        record.commit()
+    assert await retrieved(served, made["id"]) == made
+
+
 class Answer(BaseModel):
     """What is asked for."""
 
@@ -862,14 +912,15 @@ async def test_a_cancelled_run_ends_its_stream(served: House, provider: FakeProv
     assert await retrieved(served, last["id"]) == last
 
 
+@pytest.mark.parametrize("store", [True, False])
 @pytest.mark.parametrize("model", ["vllm/fake-large", "agent/simple@vllm/fake-large"])
 async def test_the_end_of_the_server_is_the_end_of_the_stream(
-    settings: Settings, provider: FakeProvider, model: str
+    settings: Settings, provider: FakeProvider, model: str, store: bool
 ) -> None:
     compatible = {"vllm": CompatibleProvider(base_url=f"{provider.url}/vllm/v1")}
     providers = ProviderSettings(discover_local=False, compatible=compatible)
     provider.then(Reply(fault="hang_between"))
-    body = {"model": model, "input": "x", "stream": True}
+    body = {"model": model, "input": "x", "stream": True, "store": store}
     async with httpx.AsyncClient(timeout=20) as reader:
         async with open_house(settings.model_copy(update={"providers": providers})) as house:
             headers = {"authorization": house.client.headers["authorization"]}
@@ -879,6 +930,8 @@ async def test_the_end_of_the_server_is_the_end_of_the_stream(
         events = events_in((await asking).text)
     assert events[-1]["type"] == "response.failed"
     assert "server_stopping" in events[-1]["response"]["error"]["message"]
+    with closing(sqlite3.connect(settings.storage.data_dir / "routeur.sqlite3")) as record:
+        assert record.execute("select count(*) from sessions").fetchone() == (int(store),)
 
 
 # -- rubbish --
