@@ -61,7 +61,7 @@ class ResponseService:
         """
         async with self._store.reading() as work:
             run, echo = await _required(work, response_id, caller)
-            messages = [raw for raw in await _messages(work, run.session_id) if raw.run_id == run.id]
+            messages = await _own_messages(work, run)
             told = list(load_story(run.id, await work.runs.events(run.id)))
         if run.status in ENDED:
             told = with_an_end(run, told)
@@ -103,8 +103,8 @@ class ResponseService:
                 raise Conflict(
                     "The response is not finished yet.", code="response_in_progress", param=param, retry_after=1
                 )
-            own = [raw.message_index for raw in await _messages(work, session.id) if raw.run_id == run.id]
-        return session, own[-1] + 1 if own else session.message_count
+            own = await _own_messages(work, run)
+        return session, own[-1].message_index + 1 if own else session.message_count
 
     async def delete(self, response_id: str, caller: Principal) -> None:
         """Forget it. Its conversation goes with it when it began it, and nothing else was said there.
@@ -178,9 +178,14 @@ async def _required(
     return run, echo
 
 
-async def _messages(work: RecordWork, session_id: str | None) -> list[RawMessage]:
+async def _own_messages(work: RecordWork, run: Run) -> list[RawMessage]:
+    """What it was asked and what it said; nothing of a session that is older is read for that."""
+    later = await _messages(work, run.session_id, after=(run.first_index or 0) - 1)
+    return [raw for raw in later if raw.run_id == run.id]
+
+
+async def _messages(work: RecordWork, session_id: str | None, after: int = -1) -> list[RawMessage]:
     found: list[RawMessage] = []
-    after = -1
     while session_id is not None:
         page = await work.raw_messages.find_by_session_id(session_id, after=after, limit=_PAGE)
         found += page

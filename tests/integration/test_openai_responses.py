@@ -272,6 +272,30 @@ async def test_two_calls_at_once_arrive_whole_however_their_pieces_come(
     assert [one["role"] for one in provider.asked[-1]["messages"]] == ["user", "assistant", "tool", "tool", "tool"]
 
 
+@pytest.mark.parametrize("view", ["hidden", "reasoning", "calls"])
+@pytest.mark.parametrize("background", [False, True])
+async def test_each_message_of_an_agent_is_an_item(
+    served: House, client: AsyncOpenAI, provider: FakeProvider, view: Any, background: bool
+) -> None:
+    call = piece(0, '{"expression": "6*7"}', "calculator", id="call_1")
+    said = (chunk({"reasoning_content": "hm"}), chunk({"content": "Let me see."}), call, chunk({}, "tool_calls"))
+    turn = Reply(events=said)
+    provider.then(turn, turn, Reply())  # the same call id again, as from models that count anew in each answer
+    body = {"model": "agent/react@vllm/fake-large", "input": "x", "stream": True, "background": background}
+    answer = await served.client.post("/v1/responses", json=body, headers={"x-agent-tools": view})
+    last = events_in(answer.text)[-1]["response"]
+    assert [item["content"][0]["text"] for item in last["output"] if item["type"] == "message"] == [
+        "Let me see.",
+        "Let me see.",
+        TEXT,
+    ]
+    assert [item["type"] for item in last["output"]].count("function_call") == (2 if view == "calls" else 0)
+    assert await retrieved(served, last["id"]) == last
+    if background:
+        async with client.responses.stream(response_id=last["id"], starting_after=2) as streaming:
+            assert (await streaming.get_final_response()).model_dump()["output"]
+
+
 @pytest.mark.parametrize("model", ["vllm/fake-large", "agent/simple@vllm/fake-large"])
 async def test_a_response_outlives_its_events(served: House, provider: FakeProvider, model: str) -> None:
     made = await ask(served, model)
