@@ -120,7 +120,8 @@ async def create_response(request: Request) -> Response:
             return await _ask_model(request, wanted, caller)
         return await _ask_agent(request, wanted, caller)
     except InvalidRequest as error:
-        raise _in_their_words(error) from error
+        told = _in_their_words(error)
+        raise told from (None if told is error else error)
 
 
 async def _understood(request: Request, caller: Principal) -> _Wanted:

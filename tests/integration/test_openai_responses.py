@@ -470,6 +470,16 @@ async def test_what_is_not_honoured_is_refused_by_its_name(served: House, body: 
     ) in f"{error['message']} {error['param']}"
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("model", ["vllm/fake-large", "agent/simple@vllm/fake-large"])
+async def test_too_long_a_conversation_is_a_fault_of_the_input(
+    served: House, provider: FakeProvider, model: str, streamed: bool
+) -> None:
+    provider.then(Reply(status=400, error={"message": "too long", "code": "context_length_exceeded"}))
+    error = await refused(served, model=model, stream=streamed)
+    assert (error["code"], error["param"]) == ("context_length_exceeded", "input")
+
+
 async def test_fields_that_say_nothing_are_no_fields(served: House, provider: FakeProvider) -> None:
     await ask(served, "vllm/fake-large", prompt=None, max_tool_calls=None, conversation=None, tools=None, text=None)
 
