@@ -23,6 +23,7 @@ from api.middleware.access_log import AccessLogMiddleware
 from api.middleware.allowed_hosts import AllowedHostsMiddleware
 from api.middleware.body_limit import BodyLimitMiddleware
 from api.middleware.idempotency import IdempotencyMiddleware
+from api.middleware.lean import LeanMiddleware
 from api.middleware.request_id import RequestIdMiddleware
 from api.middleware.security_headers import SecurityHeadersMiddleware
 from api.middleware.unexpected import UnexpectedErrorMiddleware
@@ -133,6 +134,8 @@ def create_app(
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        # Ours is /metrics; FastAPI would look at every request whether the process has an OpenTelemetry of its own.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     install_error_handlers(app)
     install_openapi(app)
@@ -184,6 +187,7 @@ def _add_middleware(app: FastAPI, settings: Settings, metrics: Metrics) -> None:
     """From the innermost to the outermost."""
     server = settings.server
     body, upload = int(server.max_body_mb * 1_000_000), int(server.max_upload_mb * 1_000_000)
+    app.add_middleware(LeanMiddleware, routes=app.routes)
     app.add_middleware(IdempotencyMiddleware)
     app.add_middleware(BodyLimitMiddleware, limit_for=lambda path: upload if path.startswith(_UPLOAD_PATHS) else body)
     if server.cors_origins:

@@ -25,7 +25,8 @@ def wire_text(message: Mapping[str, Any]) -> str:
     content = message.get("content")
     if isinstance(content, str):
         return content
-    return "".join(part.get("text") or "" for part in content or () if isinstance(part, dict))
+    texts = [part.get("text") for part in content or () if isinstance(part, dict)]
+    return "".join(text for text in texts if isinstance(text, str))
 
 
 def wire_question(messages: Sequence[Mapping[str, Any]]) -> str:
@@ -60,9 +61,15 @@ def wire_record(message: Mapping[str, Any], at: datetime) -> NewMessage:
 
 
 def to_wire(messages: Iterable[BaseMessage]) -> list[WireMessage]:
-    """LangChain's messages as OpenAI's wire wants them."""
-    converted = convert_to_openai_messages(list(messages))
-    return converted if isinstance(converted, list) else [converted]
+    """LangChain's messages as OpenAI's wire wants them; what LangChain does not know there goes as it came."""
+    wire: list[WireMessage] = []
+    for message in messages:
+        try:
+            wire += convert_to_openai_messages([message])
+        except (AttributeError, KeyError, TypeError, ValueError):
+            plain = message.model_copy(update={"content": ""})
+            wire += [{**one, "content": message.content} for one in convert_to_openai_messages([plain])]
+    return wire
 
 
 def unsaid(stored: Sequence[BaseMessage], sent: Sequence[WireMessage]) -> list[int]:

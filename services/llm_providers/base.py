@@ -101,11 +101,11 @@ class BaseProvider(ABC):
         """The whole answer to `completions_body`, as it came and as JSON. Raises as `ProviderClient.post_json`."""
         return await self.client.post_for_bytes(self.completions_path, body, model=model, patience=patience)
 
-    def completion_lines(
+    def completion_reads(
         self, body: dict[str, Any], model: str, patience: Patience = PROVIDERS_OWN
-    ) -> AbstractAsyncContextManager[AsyncIterator[list[bytes]]]:
-        """The streamed answer, as `ProviderClient.stream_lines` gives it."""
-        return self.client.stream_lines(self.completions_path, body, model=model, patience=patience)
+    ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        """The streamed answer, as `ProviderClient.stream_reads` gives it."""
+        return self.client.stream_reads(self.completions_path, body, model=model, patience=patience)
 
     async def embed(self, name: str, asked: EmbeddingRequest) -> Embedded:
         """The vectors that the model of that name gives, as they came.

@@ -20,6 +20,7 @@ Fault = Literal[
     "huge_line", "not_json_arguments", "after_end", "html", "empty_body", "gzip", "redirect", "split",
     "too_few", "index_twice", "index_outside", "not_finite", "huge_number", "uneven", "not_numbers", "no_data",
     "bad_base64", "encoded_nan", "infinite", "other_encoding", "other_size", "usage_zero", "backwards",
+    "hang_in_line", "cut_in_line",
 ]  # fmt: skip
 WORDS = ("Bon", "jour ", "à tous ", "👩‍🚀", " — ", "日本", "語\n", '"quoted" ', "\\back", " ok")
 TEXT = "".join(WORDS)
@@ -165,6 +166,11 @@ class FakeProvider:
         failed = False
         for number, frame in enumerate(frames):
             failed = failed or b'"error"' in frame  # what it still says then is not charged
+            if reply.fault in ("hang_in_line", "cut_in_line"):
+                await send({"type": "http.response.body", "body": b'data: {"cho', "more_body": True})
+                if reply.fault == "cut_in_line":
+                    return
+                await asyncio.Event().wait()
             if reply.fault == "hang_between" and number == 3:
                 await asyncio.Event().wait()
             if reply.fault == "cut" and number == 4:

@@ -67,3 +67,18 @@ async def test_any_question_can_name_a_chat(house: House) -> None:
     title = (await house.client.get(f"/api/sessions/{session}")).json()["title"]
     assert title.startswith("a\\x01")
     assert len(title) <= 200
+
+
+async def test_a_key_is_shown_what_it_may_call_and_no_more(house: House) -> None:
+    fence = {"name": "k", "scopes": ["completion"], "agents": ["react"]}
+    for agents, shown in (
+        [["react"], {"offline/hash", "agent/react"}],
+        [["direct"], {"offline/rules", "offline/hash"}],
+    ):
+        key = (await house.client.post("/auth/keys", json={**fence, "agents": agents})).json()["key"]
+        bearer = {"Authorization": f"Bearer {key}"}
+        listed = (await house.anyone.get("/v1/models", headers=bearer)).json()["data"]
+        assert {one["id"] for one in listed} == shown
+        body = {"model": "offline/rules", "messages": [{"role": "user", "content": "Hi"}]}
+        answer = await house.anyone.post("/v1/chat/completions", json=body, headers=bearer)
+        assert answer.is_success == ("offline/rules" in shown)
