@@ -102,6 +102,8 @@ async def open_services(
         )
         stack.push_async_callback(agents.aclose)
         sessions = SessionService(records, recorder, checkpoints, registry)
+        responses = ResponseService(records, sessions)
+        stack.push_async_callback(responses.aclose)
         direct = DirectService(llm, agents, runs, records, recorder)
         idempotency = IdempotencyService(database)
         ring = KeyRing.from_settings(settings.security, settings.storage.data_dir)
@@ -129,7 +131,7 @@ async def open_services(
             records=records,
             recorder=recorder,
             sessions=sessions,
-            responses=ResponseService(records, sessions),
+            responses=responses,
             runs=RunService(records, database),
             idempotency=idempotency,
             checkpoints=checkpoints,

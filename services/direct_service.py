@@ -144,6 +144,7 @@ class DirectRun:
         replaced: who was asked before, and could not answer.
         answer: everything that has arrived.
         message_id: of the answer, in the record.
+        ended_at: when it ended, as it is written down; before that, when it began.
     """
 
     agent = AGENT
@@ -175,7 +176,7 @@ class DirectRun:
         self._limit = limit
         self._streamed = streamed
         self._ready = ready  # the body as the provider of `model` wants it
-        self._begun_at = datetime.now(UTC)
+        self._begun_at = self.ended_at = datetime.now(UTC)
         self._clock: asyncio.Timeout | None = None
         self._cancelled: str | None = None
         self._over = False
@@ -410,7 +411,7 @@ class DirectRun:
         await asyncio.shield(self._end(terminal))
 
     def _end(self, terminal: AgentEvent) -> "asyncio.Future[bool]":
-        now = datetime.now(UTC)
+        now = self.ended_at = datetime.now(UTC)
         answer, messages = self.answer, []
         output = answer.text
         if isinstance(terminal, RunFinished):

@@ -75,24 +75,30 @@ def to_wire(messages: Iterable[BaseMessage]) -> list[WireMessage]:
 def unsaid(stored: Sequence[BaseMessage], sent: Sequence[WireMessage]) -> list[int]:
     """Which of `sent`, by place, a session does not know yet.
 
-    Some clients send only what is new; most send the whole conversation each time. Who repeats how the session began
-    (two messages or more) is of the second kind: as much as is the same is left out, and so are system messages that
-    are stored already. Asked for the same answer again, the last question is new once more.
+    Some clients send only what is new, and what is to be obeyed each time: the system message that came last is left
+    out. Most send the whole conversation each time. Who repeats how the session began (two messages or more) is of the
+    second kind: as much as is the same is left out, and so are system messages that are stored already. Asked for the
+    same answer again, the last question is new once more.
     """
     known = [message for message in stored if message.type != "system"]
     spoken = [place for place, message in enumerate(sent) if not _is_rule(message)]
     same = _repeated(known, [sent[place] for place in spoken])
+    obeyed = [str(message.text) for message in stored if message.type == "system"]
     if same < _KNOWN_FROM:
-        return list(range(len(sent)))
-    rules = {str(message.text) for message in stored if message.type == "system"}
+        return [
+            place
+            for place, message in enumerate(sent)
+            if not (_is_rule(message) and [wire_text(message)] == obeyed[-1:])
+        ]
+    rules = set(obeyed)
     said = set(spoken[:same]) | {
         place for place, message in enumerate(sent) if _is_rule(message) and wire_text(message) in rules
     }
     new = [place for place in range(len(sent)) if place not in said]
     if any(not _is_rule(sent[place]) for place in new):
         return new
-    last = max((place for place, message in enumerate(sent) if message["role"] == "user"), default=len(sent) - 1)
-    return list(range(last, len(sent)))
+    asked = max((place for place, message in enumerate(sent) if message["role"] == "user"), default=len(sent) - 1)
+    return list(range(asked, len(sent)))
 
 
 def _repeated(known: Sequence[BaseMessage], sent: Sequence[WireMessage]) -> int:

@@ -250,11 +250,13 @@ class ModelCards(BaseModel):
 class TextFormat(_Sent):
     """How the text of a response shall look."""
 
+    model_config = ConfigDict(extra="forbid")
+
     type: Literal["text", "json_object", "json_schema"] = "text"
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")] | None = None
     schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
     strict: bool | None = None
-    description: Text | None = None
+    description: Annotated[str, Field(max_length=10_000)] | None = None
 
 
 class TextSettings(_Sent):
@@ -267,9 +269,13 @@ class TextSettings(_Sent):
 
 
 class ReasoningSettings(_Sent):
-    """How much a model shall think."""
+    """How much a model shall think. What it thinks aloud is always told, so a summary may be asked for."""
+
+    model_config = ConfigDict(extra="forbid")
 
     effort: Annotated[str, Field(max_length=32)] | None = None
+    summary: Literal["auto", "concise", "detailed"] | None = None
+    generate_summary: Literal["auto", "concise", "detailed"] | None = None
 
 
 class ConversationRef(_Sent):
