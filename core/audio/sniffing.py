@@ -3,9 +3,10 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from core.audio.mp4_tables import check_tables
+from core.audio.promises import check_mp4, check_wav
 
 _HEAD = 16_384
+_TAGGED = ("mp3", "aac", "flac")
 _ADTS = 0xFFF0
 _MPEG_RATES = {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_025, 12_000, 8_000)}
 #: By layer, III and II, in the numbers of the header.
@@ -20,7 +21,7 @@ def sniff(path: Path, max_packets: int) -> str | None:
     """The container: wav, mp3, mp4, webm, ogg, flac or aac; None: none of those.
 
     Raises:
-        InvalidRequest: it is an mp4 whose tables would hold more than `max_packets`.
+        InvalidRequest: it promises more than it can hold, or an mp4 more than `max_packets`.
     """
     with path.open("rb") as file:
         head = file.read(_HEAD)
@@ -29,8 +30,12 @@ def sniff(path: Path, max_packets: int) -> str | None:
             file.seek(tag)
             head = file.read(_HEAD)
     form = _form_of(head)
+    if tag and form not in _TAGGED:
+        return None
     if form == "mp4":
-        check_tables(path, max_packets)
+        check_mp4(path, max_packets)
+    if form == "wav":
+        check_wav(path)
     return form
 
 

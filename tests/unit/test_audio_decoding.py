@@ -1,4 +1,4 @@
-"""Sound of every kind that is taken comes out as the same speech; what the house promises about itself holds meanwhile."""
+"""Sound of every kind that is taken comes out as the same speech, in bounds, and the house goes on meanwhile."""
 
 import asyncio
 import os

@@ -1,6 +1,7 @@
 """Long sound is cut where nobody speaks, and what is speech is found."""
 
 import math
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -57,7 +58,7 @@ def is_a_cover(spans: list[AudioSpan], samples: int, longest: float) -> bool:
     return (
         edges[0] == 0
         and edges[-1] == samples
-        and all(before.end == after.start for before, after in zip(spans, spans[1:], strict=False))
+        and all(before.end == after.start for before, after in pairwise(spans))
         and all(0 < span.seconds <= longest for span in spans)
     )
 

@@ -27,7 +27,7 @@ async def test_what_is_written_is_there_until_the_request_ends(tmp_path: Path) -
         assert (upload.size, upload.path.stat().st_size, upload.name) == (3_000_000, 3_000_000, "speech.wav")
         assert spool.folder.stat().st_mode & 0o777 == 0o700
         (spool.folder / "more").write_bytes(b"y")
-    assert list((tmp_path / "uploads").iterdir()) == []
+    assert _left(tmp_path / "uploads") == []
 
 
 async def test_most_of_it_is_on_disk_before_the_end(tmp_path: Path) -> None:
@@ -37,12 +37,12 @@ async def test_most_of_it_is_on_disk_before_the_end(tmp_path: Path) -> None:
 
 
 async def test_one_byte_too_many_is_refused_and_nothing_stays(tmp_path: Path) -> None:
-    with pytest.raises(TooLarge) as caught:
-        async with Spool(tmp_path, 1_000) as spool:
-            await spool.write(b"x" * 1_000)
+    async with Spool(tmp_path, 1_000) as spool:
+        await spool.write(b"x" * 1_000)
+        with pytest.raises(TooLarge) as caught:
             await spool.write(b"x")
     assert caught.value.code == "file_too_large"
-    assert list(tmp_path.iterdir()) == []
+    assert _left(tmp_path) == []
 
 
 async def test_a_cancelled_request_leaves_nothing(tmp_path: Path) -> None:
@@ -56,11 +56,11 @@ async def test_a_cancelled_request_leaves_nothing(tmp_path: Path) -> None:
 
     task = asyncio.create_task(request())
     await written.wait()
-    assert list(tmp_path.iterdir())
+    assert _left(tmp_path)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert list(tmp_path.iterdir()) == []
+    assert _left(tmp_path) == []
 
 
 async def test_a_request_that_is_cancelled_at_any_moment_leaves_nothing(tmp_path: Path) -> None:
@@ -75,15 +75,27 @@ async def test_a_request_that_is_cancelled_at_any_moment_leaves_nothing(tmp_path
             await asyncio.sleep(0)
         task.cancel()
         await asyncio.wait({task})
-    assert list(tmp_path.iterdir()) == []
+    assert _left(tmp_path) == []
 
 
 async def test_a_full_disk_is_said(tmp_path: Path) -> None:
-    async with Spool(tmp_path, 10_000_000) as spool:
-        spool._file = Path("/dev/full").open("wb", buffering=0)  # noqa: ASYNC230
-        with pytest.raises(Unavailable) as caught:
-            await spool.write(b"x" * 2_000_000)
-    assert caught.value.code == "storage_full"
+    program = """
+        import asyncio, os, resource, sys
+        from pathlib import Path
+        from core.audio.spool import Spool
+        from domain.errors import Unavailable
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_500_000, 1_500_000))  # the disk takes no more than that
+        async def main():
+            async with Spool(Path(sys.argv[1]), 10_000_000) as spool:
+                try:
+                    await spool.write(b"x" * 1_100_000)
+                    await spool.write(b"x" * 1_100_000)
+                except Unavailable as error:
+                    print(error.code)
+            print(os.listdir(sys.argv[1]))
+        asyncio.run(main())
+    """
+    assert _in_a_process_of_its_own(program, tmp_path).split() == ["storage_full", "[]"]
 
 
 async def test_a_folder_that_cannot_be_made_is_said_without_its_path(tmp_path: Path) -> None:
@@ -92,6 +104,15 @@ async def test_a_folder_that_cannot_be_made_is_said_without_its_path(tmp_path: P
         async with Spool(tmp_path / "uploads", 1):
             pass
     assert str(tmp_path) not in caught.value.message
+
+
+def _left(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir())
+
+
+def _in_a_process_of_its_own(program: str, folder: Path) -> str:
+    command = [sys.executable, "-c", textwrap.dedent(program), str(folder)]
+    return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
 
 
 def _aged(folder: Path, days: float) -> None:
@@ -110,15 +131,15 @@ async def test_leftovers_of_the_dead_are_swept_after_a_day(tmp_path: Path) -> No
         asyncio.run(main())
     """
     for _ in range(2):
-        subprocess.run([sys.executable, "-c", textwrap.dedent(program), str(tmp_path)], cwd=ROOT, check=True)
-    old, young = tmp_path.iterdir()
+        _in_a_process_of_its_own(program, tmp_path)
+    old, young = _left(tmp_path)
     _aged(old, 1.1)
     _aged(young, 0.9)
     async with Spool(tmp_path, 10) as spool:
         _aged(spool.folder, 3)
         assert sweep(tmp_path) == 1
         assert spool.path.exists(), "it is old, and its process lives"
-    assert list(tmp_path.iterdir()) == [young]
+    assert _left(tmp_path) == [young]
 
 
 async def test_a_house_that_was_never_sent_anything_has_nothing_to_sweep(tmp_path: Path) -> None:
