@@ -168,19 +168,33 @@ async def test_cancelling_stops_the_work_and_waits_for_it() -> None:
     await threads.close()
 
 
-async def test_work_that_is_cancelled_in_the_line_is_never_begun() -> None:
+async def test_work_that_is_cancelled_in_the_line_is_never_begun_nor_waited_for() -> None:
     threads, free, begun = AudioThreads(1), threading.Event(), []
-    first = asyncio.create_task(threads.run(free.wait, 5))
+    first = asyncio.create_task(threads.run(free.wait, 10))
     second = asyncio.create_task(threads.run(begun.append, 1))
     await asyncio.sleep(0)
     second.cancel()
-    await asyncio.sleep(0)
-    free.set()
     with pytest.raises(asyncio.CancelledError):
-        await second
+        await asyncio.wait_for(second, 2)
+    assert not first.done(), "the thread was never free"
+    free.set()
     assert await first
     assert begun == []
     await threads.close()
+
+
+async def test_who_stands_in_the_line_of_a_house_that_closes_is_told_so() -> None:
+    threads, free = AudioThreads(1), threading.Event()
+    first = asyncio.create_task(threads.run(free.wait, 10))
+    second = asyncio.create_task(threads.run(free.wait, 10))
+    await asyncio.sleep(0)
+    await threads.close()
+    with pytest.raises(Unavailable):
+        await second
+    with pytest.raises(Unavailable):
+        await threads.run(free.wait, 10)
+    free.set()
+    assert await first
 
 
 async def test_a_failure_in_the_thread_reaches_who_waits() -> None:
