@@ -218,8 +218,8 @@ async def test_the_event_loop_goes_on_while_twenty_files_are_decoded(tmp_path: P
     watcher.cancel()
     await threads.close()
     assert len(done) == 20
-    # The machine of the tests is busy with other things as well: one late wake-up is not ours.
-    assert sorted(lags)[-max(1, len(lags) // 50)] < 0.05
+    # Not the worst one: on a machine shared with others that passes 50 ms with the decoders in other processes, too.
+    assert sorted(lags)[-max(1, len(lags) // 100)] < 0.05
 
 
 def test_three_hours_are_decoded_in_little_memory(tmp_path: Path) -> None:
