@@ -16,6 +16,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from config.audio_settings import AudioSettings
 from config.fields import (
     OptionalBool,
     OptionalDays,
@@ -407,6 +408,7 @@ class Settings(BaseSettings):
     agents: AgentSettings = AgentSettings()
     runs: RunSettings = RunSettings()
     mcp: McpSettings = McpSettings()
+    audio: AudioSettings = AudioSettings()
     retention: RetentionSettings = RetentionSettings()
     rate_limits: RateLimitSettings = RateLimitSettings()
     tracing: TracingSettings = TracingSettings()
