@@ -178,6 +178,7 @@ OPERATIONS = [
     ("GET", "/api/runs/{run_id}/events"), ("POST", "/api/schedules"), ("GET", "/api/schedules"),
     ("GET", "/api/schedules/{schedule_id}"), ("PATCH", "/api/schedules/{schedule_id}"),
     ("DELETE", "/api/schedules/{schedule_id}"), ("POST", "/v1/embeddings"),
+    ("POST", "/v1/audio/speech"),
 ]  # fmt: skip
 
 
