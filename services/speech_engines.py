@@ -22,9 +22,11 @@ from domain.speech import SpeechRequest
 
 _PIECE = 200  # characters that one process speaks, about 12 seconds
 _MOST_BYTES = 32_000_000  # of sound from one piece; the worst that we found is 10
+_MOST_FILE = 128 << 20  # that a program may write; espeak-ng begins with 64 MB of shared memory
 _WITHIN = 60.0  # seconds for one piece; the worst that we found is 11, at a quarter of the speed
 _ENDS = re.compile(r"(?<=[.!?;:…])\s+|(?<=[。！？])|\n+")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff]+")
+_ALSO = re.compile(r"\((\S+) \d+\)")  # the other languages that a voice of espeak-ng stands for
 _PLAIN = str.maketrans({"’": "'", "‘": "'", "“": '"', "”": '"', "–": ", ", "—": ", ", "œ": "oe", "æ": "ae", "ß": "ss"})
 
 Sound = tuple[int, bytes]  # samples a second, and mono PCM of 16 bit little endian
@@ -173,8 +175,9 @@ class Espeak(SpeechEngine):
         return ["--voices"]
 
     def _parse_voices(self, told: str) -> tuple[str, ...]:
-        rows = [line.split() for line in told.splitlines()[1:]]
-        return tuple(dict.fromkeys(row[1] for row in rows if len(row) > 1))
+        lines = [line for line in told.splitlines()[1:] if len(line.split()) > 1]
+        names = [name for line in lines for name in (line.split()[1], *_ALSO.findall(line))]
+        return tuple(dict.fromkeys(names))
 
     def _arguments(self, voice: str, speed: float) -> list[str]:
         return ["-v", voice, "-s", str(round(self._WORDS * speed)), "-b", "1", "-f", "text", "-w", "speech.wav"]
@@ -264,5 +267,5 @@ def _bound(pid: int, within: float) -> None:
     """The kernel's own limits, for when ours should not be enough."""
     if hasattr(resource, "prlimit"):
         with suppress(ProcessLookupError, PermissionError):
-            resource.prlimit(pid, resource.RLIMIT_FSIZE, (_MOST_BYTES, _MOST_BYTES))
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, (_MOST_FILE, _MOST_FILE))
             resource.prlimit(pid, resource.RLIMIT_CPU, (int(within), int(within)))

@@ -28,7 +28,7 @@ _MAY_HAVE_COST = frozenset({"timeout", "upstream_unreadable", "upstream_broken",
 
 
 class SpeechStream:
-    """Speech whose first sound is here. Iterate `chunks`, or call `aclose`.
+    """Speech whose first sound is here. Iterate `chunks`, once, in the task that began it.
 
     Attributes:
         model: `provider/name` of what speaks.
@@ -47,7 +47,6 @@ class SpeechStream:
         self._stack = AsyncExitStack()
         self._spoken: Spoken | None = None
         self._first = b""
-        self._closed = False
 
     @property
     def usage(self) -> Usage | None:
@@ -64,47 +63,41 @@ class SpeechStream:
         try:
             speech = await self._service.llm.speech(self._resolved, self._request)
             taken = True
-            self._spoken = await self._stack.enter_async_context(speech)
-            self.content_type = self._spoken.content_type or self.content_type
-            self._first = await anext(_sounding(self._spoken.chunks), b"")
-            if not self._first:
-                raise UpstreamFailure(f"The provider '{self._resolved.provider}' said nothing.", code="upstream_cut")
+            async with AsyncExitStack() as stack:
+                self._spoken = await stack.enter_async_context(speech)
+                self.content_type = self._spoken.content_type or self.content_type
+                self._first = await anext(_sounding(self._spoken.chunks), b"")
+                if not self._first:
+                    raise UpstreamFailure(
+                        f"The provider '{self._resolved.provider}' said nothing.", code="upstream_cut"
+                    )
+                self._stack = stack.pop_all()
         except RouteurError as error:
-            await self._close(count=error.code in _MAY_HAVE_COST)
+            await self._over(count=error.code in _MAY_HAVE_COST)
             raise
         except BaseException:
-            await self._close(count=taken)  # the caller left; the provider may count it all the same
+            await self._over(count=taken)  # the caller left; the provider may count it all the same
             raise
 
     async def chunks(self) -> AsyncGenerator[bytes]:
-        """The sound as it comes.
+        """The sound as it comes. The call is in the record when this is at its end, or closed.
 
         Raises:
             RouteurError: it broke off.
         """
         try:
-            yield self._first
-            if self._spoken is not None:
-                async for chunk in _sounding(self._spoken.chunks):
-                    yield chunk
+            async with self._stack:  # it makes the provider's failures ours, and ends its work
+                yield self._first
+                if self._spoken is not None:
+                    async for chunk in _sounding(self._spoken.chunks):
+                        yield chunk
         finally:
-            await self.aclose()
+            await self._over(count=True)
 
-    async def aclose(self) -> None:
-        """End the provider's work, and write the call down."""
-        await self._close(count=True)
-
-    async def _close(self, *, count: bool) -> None:
-        if self._closed:
-            return
-        self._closed = True
-        noting = asyncio.ensure_future(self._service.note(self._resolved, self.usage, self._owner)) if count else None
-        try:
-            await self._stack.aclose()
-        finally:
-            self._service.left()
-            if noting is not None:
-                await asyncio.shield(noting)
+    async def _over(self, *, count: bool) -> None:
+        self._service.left()
+        if count:
+            await asyncio.shield(self._service.note(self._resolved, self.usage, self._owner))
 
 
 async def _sounding(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
@@ -128,7 +121,7 @@ class SpeechService:
         self._open = 0
 
     async def speak(self, request: SpeechRequest, caller: Principal) -> SpeechStream:
-        """The speech, begun. The call is in the record when its stream is at its end, or closed.
+        """The speech, begun. The call is in the record when its stream is at its end.
 
         Raises:
             ModelNotFound: no configured provider has that model.

@@ -95,7 +95,7 @@ _ANSWER: dict[str, Any] = {
 
 @router.post(
     "/audio/speech",
-    response_class=EventStreamResponse,
+    response_class=Response,
     responses={**openai_responses(400, 401, 403, 404, 409, 413, 429, 502, 503, 504), 200: _ANSWER},
 )
 async def speak(body: SpeechBody, request: Request, caller: Caller, speech: SpeechServiceDep) -> Response:

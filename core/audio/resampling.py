@@ -1,14 +1,63 @@
-"""Speech at another rate, without any package: four-point interpolation, which is enough for a synthesizer's voice."""
+"""Speech at another rate: by PyAV where it is installed, else by four-point interpolation, enough for a synthesizer."""
 
 from array import array
 from math import gcd
 from sys import byteorder
+from typing import Any, Protocol
+
+from core.audio.extras import need
+from domain.errors import Unavailable
 
 _LOUDEST = 32_767
 
 
-class Resampler:
+class Resampler(Protocol):
     """Mono PCM, 16 bit little endian, from one rate to another, as it is made."""
+
+    def feed(self, pcm: bytes) -> bytes:
+        """What can be said after these whole samples."""
+        ...
+
+    def end(self) -> bytes:
+        """The last samples."""
+        ...
+
+
+def resampler(source: int, target: int) -> Resampler:
+    """The best there is here."""
+    try:
+        return AvResampler(source, target)
+    except Unavailable:
+        return PlainResampler(source, target)
+
+
+class AvResampler:
+    """PyAV's: a hundred times as fast, and it lets others work meanwhile."""
+
+    def __init__(self, source: int, target: int) -> None:
+        self._av = need("av")
+        self._rate = source
+        self._resampler = self._av.AudioResampler("s16", "mono", target)
+
+    def feed(self, pcm: bytes) -> bytes:
+        """What can be said after these whole samples."""
+        if not pcm:
+            return b""
+        frame = self._av.AudioFrame("s16", "mono", samples=len(pcm) // 2)
+        frame.sample_rate = self._rate
+        frame.planes[0].update(pcm)
+        return self._made(frame)
+
+    def end(self) -> bytes:
+        """The last samples."""
+        return self._made(None)
+
+    def _made(self, frame: Any) -> bytes:
+        return b"".join(bytes(part.planes[0])[: part.samples * 2] for part in self._resampler.resample(frame))
+
+
+class PlainResampler:
+    """Ours, of Python alone: a fortieth of the sound's own time."""
 
     def __init__(self, source: int, target: int) -> None:
         part = gcd(source, target)
@@ -53,7 +102,7 @@ def _weights(x: float) -> tuple[float, float, float, float]:
     )
 
 
-def _samples(pcm: bytes) -> array[int]:
+def _samples(pcm: bytes) -> "array[int]":
     samples = array("h", pcm)
     if byteorder == "big":
         samples.byteswap()

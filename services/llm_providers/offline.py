@@ -20,7 +20,7 @@ from langchain_core.utils.function_calling import convert_to_json_schema, conver
 from uuid_utils import uuid7
 
 from core.audio.encoding import StreamEncoder
-from core.audio.resampling import Resampler
+from core.audio.resampling import resampler
 from core.http import PROVIDERS_OWN, Patience
 from domain.agents import ModelParameters
 from domain.embeddings import Embedded, EmbeddingRequest
@@ -129,6 +129,7 @@ class Provider(BaseProvider):
     def __init__(self, config: ProviderConfig) -> None:
         super().__init__(config)
         self._engines = found_engines()
+        self._encoding = asyncio.Semaphore(1)  # threads that want the interpreter would hold up the loop together
 
     def chat_model(self, name: str, parameters: ModelParameters) -> RoutedChat:
         """The model of rules; it takes every parameter and heeds `max_tokens` and `stop`."""
@@ -212,8 +213,27 @@ class Provider(BaseProvider):
         engine = self._engine(name)
         voice, pieces = await engine.prepare(asked)
         usage = _usage(count_tokens(asked.text), 0)
-        async with aclosing(_encoded(engine, pieces, voice, asked)) as chunks:
+        async with aclosing(self._encoded(engine, pieces, voice, asked)) as chunks:
             yield Spoken(chunks, usage=usage)
+
+    async def _encoded(
+        self, engine: SpeechEngine, pieces: list[str], voice: str, asked: SpeechRequest
+    ) -> AsyncGenerator[bytes]:
+        """The sound in the form that was asked for, a few seconds at a time and away from the event loop."""
+        voiced: _Voiced | None = None
+        async with aclosing(engine.speak(pieces, voice, asked.speed)) as sounds:
+            async for rate, pcm in sounds:
+                if voiced is None:
+                    voiced = await asyncio.to_thread(_Voiced, asked.form, rate)
+                for start in range(0, len(pcm), _SLICE):
+                    async with self._encoding:
+                        made = await asyncio.to_thread(voiced.feed, pcm[start : start + _SLICE])
+                    yield made
+        if voiced is None:
+            raise InvalidRequest(
+                f"{engine.program} finds nothing to say in that text.", code="nothing_to_say", param="input"
+            )
+        yield await asyncio.to_thread(voiced.end)
 
     def _engine(self, name: str) -> SpeechEngine:
         if name in self._engines:
@@ -229,29 +249,11 @@ class Provider(BaseProvider):
         raise ModelNotFound(f"offline/{name}", [f"offline/{one}" for one in self._engines], reason=reason)
 
 
-async def _encoded(engine: SpeechEngine, pieces: list[str], voice: str, asked: SpeechRequest) -> AsyncGenerator[bytes]:
-    """The sound in the form that was asked for, a few seconds at a time and away from the event loop."""
-    voiced: _Voiced | None = None
-    async with aclosing(engine.speak(pieces, voice, asked.speed)) as sounds:
-        async for rate, pcm in sounds:
-            if voiced is None:
-                voiced = await asyncio.to_thread(_Voiced, asked.form, rate)
-            for start in range(0, len(pcm), _SLICE):
-                made = await asyncio.to_thread(voiced.feed, pcm[start : start + _SLICE])
-                if made:
-                    yield made
-    if voiced is None:
-        raise InvalidRequest(
-            f"{engine.program} finds nothing to say in that text.", code="nothing_to_say", param="input"
-        )
-    yield await asyncio.to_thread(voiced.end)
-
-
 class _Voiced:
     """An encoder; raw PCM, which cannot tell its rate, is brought to the one that everybody expects."""
 
     def __init__(self, form: SpeechFormat, rate: int) -> None:
-        self._resampler = Resampler(rate, PCM_RATE) if form is SpeechFormat.PCM else None
+        self._resampler = resampler(rate, PCM_RATE) if form is SpeechFormat.PCM else None
         self._encoder = StreamEncoder(form.value, rate)
 
     def feed(self, pcm: bytes) -> bytes:
