@@ -24,6 +24,7 @@ import pytest
 from openai import AsyncOpenAI
 from pydantic import SecretStr
 
+from config.routing_settings import ModelPool
 from config.settings import AgentSettings, CompatibleProvider, ProviderSettings, Settings
 from core.audio.resampling import AvResampler, PlainResampler
 from domain.runs import ModelCall
@@ -266,6 +267,39 @@ async def test_a_silent_provider_is_a_504(settings: Settings, provider: FakeProv
         provider.then(Reply(fault="hang_before"))
         answer = await asked(house, model="openai/tts")
         assert (answer.status_code, error_of(answer)["code"]) == (504, "timeout")
+
+
+async def test_a_provider_that_falls_silent_in_the_middle_is_told_as_a_timeout(
+    settings: Settings, provider: FakeProvider
+) -> None:
+    async with open_house(reaching(settings, provider, idle_timeout=0.3)) as house:
+        provider.then(Reply(fault="hang_between"), Reply(fault="hang_between"))
+        with anyio.fail_after(10):
+            answer = await asked(house, model="openai/gpt-tts", stream_format="sse")
+            assert events_of(answer.content)[-1]["error"]["code"] == "timeout"
+            with pytest.raises(httpx.RemoteProtocolError):
+                await asked(house, model="openai/gpt-tts")
+        assert [row.usage for row in await recorded(house)] == [None, None]
+        assert provider.open == 0
+
+
+async def test_a_pool_neither_speaks_nor_embeds(settings: Settings, provider: FakeProvider) -> None:
+    pool = ModelPool(deployments=[{"model": "openai/gpt-4o"}])  # type: ignore[list-item]
+    async with open_house(reaching(settings, provider, model_pools={"chat": pool})) as house:
+        spoken = await asked(house, model="pool/chat")
+        assert (spoken.status_code, error_of(spoken)["code"]) == (400, "pool_not_supported")
+        embedded = await house.client.post("/v1/embeddings", json={"model": "pool/chat", "input": "x"})
+        assert (embedded.status_code, error_of(embedded)["code"]) == (400, "pool_not_supported")
+
+
+async def test_the_same_key_gets_the_same_sound_without_another_call(served: House, provider: FakeProvider) -> None:
+    body = {"model": "openai/tts", "input": TEXT, "voice": "alloy"}
+    headers = {"idempotency-key": "speech-1"}
+    first = await served.client.post("/v1/audio/speech", json=body, headers=headers)
+    again = await served.client.post("/v1/audio/speech", json=body, headers=headers)
+    assert first.content == again.content == b"".join(SOUND)
+    assert again.headers["content-type"] == "audio/mpeg"
+    assert provider.calls == 1
 
 
 @pytest.mark.parametrize("fault", ["hang_before", "hang_between"])

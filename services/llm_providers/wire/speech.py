@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -16,6 +17,7 @@ from services.llm_providers.wire.answer import counted
 
 SPEECH = "/audio/speech"
 _EVENTS = "text/event-stream"
+_AUDIO = re.compile(r"audio/[a-z0-9.+-]{1,60}")  # it becomes a header of ours
 _RAW = frozenset({"", "application/octet-stream", "binary/octet-stream"})
 _NO_EVENTS = "tts-1"  # OpenAI's models whose names begin like this send audio only
 
@@ -61,8 +63,10 @@ async def post_speech(
         if answer.content_type == _EVENTS:
             spoken = Spoken(answer)
             spoken.chunks = _from_events(client, answer.lines(), spoken, field, convert)
-        elif answer.content_type.startswith("audio/") or answer.content_type in _RAW:
-            spoken = Spoken(answer, answer.content_type if answer.content_type not in _RAW else None)
+        elif _AUDIO.fullmatch(answer.content_type):
+            spoken = Spoken(answer, answer.content_type)
+        elif answer.content_type in _RAW:
+            spoken = Spoken(answer)
         else:
             raise client.unreadable(f"speech as {answer.content_type}")
         yield spoken
