@@ -32,7 +32,7 @@ from api.openai import responses as openai_responses
 from api.openai.chat import install_chat
 from api.openai.responses import install_responses
 from api.openapi import install_openapi
-from api.openai import embeddings
+from api.openai import embeddings, speech
 from api.routes import agents, auth, background, completion, health, models, runs, schedules, sessions, users
 from config.environment import load_settings
 from config.settings import Settings
@@ -48,7 +48,7 @@ _DESCRIPTION = """One authenticated door for language models and LangGraph agent
 Get a token from `POST /auth/token`, then call `POST /completion` or `POST /completion/stream` with
 `Authorization: Bearer <token>`; API keys (`rk_...`) work in its place.
 """
-_UPLOAD_PATHS = ("/transcription", "/v1/audio/")
+_UPLOAD_PATHS = ("/transcription", "/v1/audio/transcriptions", "/v1/audio/translations")
 #: What OpenAI's SDK tells of itself, in a browser too.
 _STAINLESS = (
     "arch",
@@ -143,7 +143,7 @@ def create_app(
     install_chat(app)
     install_responses(app)
     native = (completion, sessions, background, runs, schedules, health, auth, models, agents, users)
-    for module in (*native, openai_models, openai_responses, embeddings):
+    for module in (*native, openai_models, openai_responses, embeddings, speech):
         app.include_router(module.router)
     app.include_router(mcp.router)
     _add_middleware(app, settings, metrics)

@@ -172,6 +172,20 @@ class ProviderClient:
             yield _Reads(self, response, first, clock)
             await _read_last_bytes(response)
 
+    @asynccontextmanager
+    async def stream_bytes(
+        self, path: str, payload: Mapping[str, Any], *, model: str = "", patience: Patience = PROVIDERS_OWN
+    ) -> AsyncIterator["ByteStream"]:
+        """The answer to `payload` as it comes, whatever it is. For the rest, as `stream_lines`.
+
+        Raises:
+            RouteurError: as `post_json`; also while iterating, when the stream breaks, drips or hangs.
+        """
+        answered = self._answered(path, payload, model, self.deadlines.first_byte, patience)
+        async with answered as (response, first, clock):
+            yield ByteStream(self, response, first, clock)
+            await _read_last_bytes(response)
+
     def unreadable(self, why: str) -> UpstreamFailure:
         """The failure of an answer that makes no sense; `why` goes to the log."""
         logger.log(
@@ -312,6 +326,43 @@ class ProviderClient:
             return orjson.loads(body)
         except orjson.JSONDecodeError as error:
             raise self.unreadable(str(error)) from error
+
+
+class ByteStream:
+    """A response as it comes, one piece for each read: bytes, or `lines` of them.
+
+    Attributes:
+        content_type: what the provider says it is, without parameters, in lower case.
+    """
+
+    def __init__(self, client: ProviderClient, response: aiohttp.ClientResponse, first: bytes, clock: "_Clock") -> None:
+        self.content_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+        self._client = client
+        self._response = response
+        self._clock = clock
+        self._chunk = first
+        self._read = 0
+
+    def lines(self) -> AsyncIterator[list[bytes]]:
+        """The same as whole lines. In place of the bytes, not after some of them."""
+        return _Lines(_Reads(self._client, self._response, self._chunk, self._clock))
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        chunk = self._chunk
+        self._chunk = b""
+        if not chunk:
+            self._clock.allow(self._client.deadlines.idle)
+            chunk = await self._response.content.readany()
+            self._clock.rest()
+        if not chunk:
+            raise StopAsyncIteration
+        self._read += len(chunk)
+        if self._read > MAX_BODY_BYTES:
+            raise self._client.unreadable(f"more than {MAX_BODY_BYTES} bytes")
+        return chunk
 
 
 class _Reads:

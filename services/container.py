@@ -28,6 +28,7 @@ from services.run_events import RunEvents
 from services.run_recorder import RunRecorder, open_recorder
 from services.run_service import RunService
 from services.session_service import SessionService
+from services.speech_service import SpeechService
 from services.tool_registry import ToolRegistry
 from services.user_service import UserService
 
@@ -48,6 +49,7 @@ class Services:
     agents: AgentService
     direct: DirectService
     embeddings: EmbeddingService
+    speech: SpeechService
     records: RecordStore
     recorder: RunRecorder
     sessions: SessionService
@@ -128,6 +130,7 @@ async def open_services(
             agents=agents,
             direct=direct,
             embeddings=EmbeddingService(llm, records, metrics, settings.agents.max_concurrent_runs),
+            speech=SpeechService(llm, records, metrics, settings.agents.max_concurrent_runs),
             records=records,
             recorder=recorder,
             sessions=sessions,

@@ -1,5 +1,7 @@
 """The embedded models: no network, no weights, no chance. One answers by rules, one embeds by hashing, and they say so.
 
+Two more speak, where their programs (flite, espeak-ng) are on this machine.
+
 It is for the first minute of a newcomer, for demonstrations and for tests. It streams, calls tools, fills JSON schemas
 and counts tokens, so that everything around a model can be seen at work; it understands nothing.
 """
@@ -8,7 +10,7 @@ import asyncio
 import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from typing import Any, cast
 
 import orjson
@@ -17,20 +19,24 @@ from langchain_core.runnables import Runnable
 from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
 from uuid_utils import uuid7
 
+from core.audio.encoding import StreamEncoder
+from core.audio.resampling import resampler
 from core.http import PROVIDERS_OWN, Patience
 from domain.agents import ModelParameters
 from domain.embeddings import Embedded, EmbeddingRequest
 from domain.errors import InvalidRequest, ModelNotFound
 from domain.models import Abilities
+from domain.speech import PCM_RATE, SpeechFormat, SpeechRequest, Spoken
 from domain.usage import Usage
 from services.feature_hashing import DIMENSIONS, MAX_DIMENSIONS, embed_ids, embed_text
-from services.llm_providers.base import BaseProvider, ListedModel
+from services.llm_providers.base import BaseProvider, ListedModel, ProviderConfig
 from services.llm_providers.wire.answer import Answer, Delta, Fragment
 from services.llm_providers.wire.completions import OFFLINE
 from services.llm_providers.wire.parameters import given
 from services.llm_providers.wire.routed import RoutedChat
 from services.model_router import Route
 from services.question_reading import Reading, arguments_for, asked_call, instance_of, wanted_keys
+from services.speech_engines import ENGINES, SpeechEngine, found_engines
 
 NAME = "rules"
 HASH = "hash"
@@ -42,6 +48,7 @@ _TIME = re.compile(r"\b(time|date|day|clock|today|now)\b", re.IGNORECASE)
 _WORDS = {" times ": " * ", " plus ": " + ", " minus ": " - ", " divided by ": " / ", "×": "*", "÷": "/", " x ": " * "}
 _ECHO_CHARS = 400
 _READ_CHARS, _SUM_CHARS = 20_000, 1_000  # of a question, where calls and sums are looked for: patterns are not linear
+_SLICE = 64_000  # bytes of sound encoded in one go, two seconds
 
 
 class OfflineChat(RoutedChat):
@@ -121,6 +128,11 @@ class Provider(BaseProvider):
 
     vendor = OFFLINE
 
+    def __init__(self, config: ProviderConfig) -> None:
+        super().__init__(config)
+        self._engines = found_engines()
+        self._encoding = asyncio.Semaphore(1)  # threads that want the interpreter would hold up the loop together
+
     def chat_model(self, name: str, parameters: ModelParameters) -> RoutedChat:
         """The model of rules; it takes every parameter and heeds `max_tokens` and `stop`."""
         _check_chats(name)
@@ -158,7 +170,7 @@ class Provider(BaseProvider):
         yield _told(_head(model, "chat.completion.chunk"), answer, deltas)
 
     async def list_models(self, within: float) -> list[ListedModel]:
-        """The two there are."""
+        """The two there are, and those that speak, where their programs are."""
         return [
             ListedModel(
                 NAME,
@@ -168,6 +180,10 @@ class Provider(BaseProvider):
             ),
             ListedModel(
                 HASH, "embedding", description="Offline demonstration: embeds by hashing words, knows no meanings"
+            ),
+            *(
+                ListedModel(name, "speech", description=f"Offline demonstration: {one.program} speaks. {one.says}")
+                for name, one in self._engines.items()
             ),
         ]
 
@@ -194,6 +210,62 @@ class Provider(BaseProvider):
             await asyncio.sleep(0)  # others have their turn
         return Embedded(data, _usage(tokens, 0))
 
+    @asynccontextmanager
+    async def speak(self, name: str, asked: SpeechRequest, patience: Patience = PROVIDERS_OWN) -> AsyncIterator[Spoken]:
+        """By the program of that name, sentence by sentence."""
+        engine = self._engine(name)
+        voice, pieces = await engine.prepare(asked)
+        usage = _usage(count_tokens(asked.text), 0)
+        async with aclosing(self._encoded(engine, pieces, voice, asked)) as chunks:
+            yield Spoken(chunks, usage=usage)
+
+    async def _encoded(
+        self, engine: SpeechEngine, pieces: list[str], voice: str, asked: SpeechRequest
+    ) -> AsyncGenerator[bytes]:
+        """The sound in the form that was asked for, a few seconds at a time and away from the event loop."""
+        voiced: _Voiced | None = None
+        async with aclosing(engine.speak(pieces, voice, asked.speed)) as sounds:
+            async for rate, pcm in sounds:
+                if voiced is None:
+                    voiced = await asyncio.to_thread(_Voiced, asked.form, rate)
+                for start in range(0, len(pcm), _SLICE):
+                    async with self._encoding:
+                        made = await asyncio.to_thread(voiced.feed, pcm[start : start + _SLICE])
+                    yield made
+        if voiced is None:
+            raise InvalidRequest(
+                f"{engine.program} finds nothing to say in that text.", code="nothing_to_say", param="input"
+            )
+        yield await asyncio.to_thread(voiced.end)
+
+    def _engine(self, name: str) -> SpeechEngine:
+        if name in self._engines:
+            return self._engines[name]
+        if name in (NAME, HASH):
+            raise InvalidRequest(
+                f"The model 'offline/{name}' does not speak.", code="speech_not_supported", param="model"
+            )
+        missing = ENGINES.get(name)
+        reason = ""
+        if missing is not None:
+            reason = f"It needs the program {missing.program} (Debian package {missing.package})."
+        raise ModelNotFound(f"offline/{name}", [f"offline/{one}" for one in self._engines], reason=reason)
+
+
+class _Voiced:
+    """An encoder; raw PCM, which cannot tell its rate, is brought to the one that everybody expects."""
+
+    def __init__(self, form: SpeechFormat, rate: int) -> None:
+        self._resampler = resampler(rate, PCM_RATE) if form is SpeechFormat.PCM else None
+        self._encoder = StreamEncoder(form.value, rate)
+
+    def feed(self, pcm: bytes) -> bytes:
+        return self._encoder.feed(self._resampler.feed(pcm) if self._resampler else pcm)
+
+    def end(self) -> bytes:
+        rest = self._encoder.feed(self._resampler.end()) if self._resampler else b""
+        return rest + self._encoder.end()
+
 
 def _known_fields(message: dict[str, Any]) -> dict[str, Any]:
     """A message without what this model does not read: LangChain refuses odd values in odd fields."""
@@ -203,9 +275,10 @@ def _known_fields(message: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_chats(name: str) -> None:
-    if name == HASH:
+    does = "embeds" if name == HASH else "speaks" if name in ENGINES else None
+    if does is not None:
         raise InvalidRequest(
-            "The model 'offline/hash' embeds; it does not answer.", code="not_a_chat_model", param="model"
+            f"The model 'offline/{name}' {does}; it does not answer.", code="not_a_chat_model", param="model"
         )
     if name != NAME:
         raise ModelNotFound(f"offline/{name}", [f"offline/{NAME}"])
