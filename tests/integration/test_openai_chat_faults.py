@@ -484,8 +484,10 @@ async def test_what_is_not_there_is_a_404(client: AsyncOpenAI, model: str, code:
 @pytest.mark.parametrize("model", ["openai/m", "agent/simple@openai/m"])
 @pytest.mark.parametrize("stream", [True, False])
 async def test_a_busy_session_is_a_conflict_that_the_client_does_not_repeat(
-    served: House, provider: FakeProvider, model: str, stream: bool
+    open_with: Opener, settings: Settings, provider: FakeProvider, model: str, stream: bool
 ) -> None:
+    patient = {"first_token_timeout": 60, "idle_timeout": 60, "total_timeout": 60}  # it stays busy, however slow we are
+    served = await open_with(reaching(settings, provider, **patient))
     first = await post(served, {"model": model, "messages": says()})
     session = first.headers["x-session-id"]
     provider.reset()
@@ -504,6 +506,7 @@ async def test_a_busy_session_is_a_conflict_that_the_client_does_not_repeat(
         assert caught.value.response.headers["x-should-retry"] == "false"
         assert caught.value.response.request.headers.get("x-stainless-retry-count") == "0"
         assert len((await served.client.get("/api/runs?limit=200")).json()["runs"]) == runs
+        group.cancel_scope.cancel()
     assert provider.calls == 1
 
 
