@@ -23,6 +23,7 @@ from api.middleware.access_log import AccessLogMiddleware
 from api.middleware.allowed_hosts import AllowedHostsMiddleware
 from api.middleware.body_limit import BodyLimitMiddleware
 from api.middleware.idempotency import IdempotencyMiddleware
+from api.middleware.lean import LeanMiddleware
 from api.middleware.request_id import RequestIdMiddleware
 from api.middleware.security_headers import SecurityHeadersMiddleware
 from api.middleware.unexpected import UnexpectedErrorMiddleware
@@ -31,8 +32,8 @@ from api.openai import responses as openai_responses
 from api.openai.chat import install_chat
 from api.openai.responses import install_responses
 from api.openapi import install_openapi
-from api.openai import embeddings
 from api.websocket_protocol import GuardedWebSocketProtocol
+from api.openai import embeddings, speech
 from api.routes import agents, auth, background, completion, health, models, realtime, runs, schedules, sessions, users
 from config.environment import load_settings
 from config.settings import Settings
@@ -48,7 +49,7 @@ _DESCRIPTION = """One authenticated door for language models and LangGraph agent
 Get a token from `POST /auth/token`, then call `POST /completion` or `POST /completion/stream` with
 `Authorization: Bearer <token>`; API keys (`rk_...`) work in its place.
 """
-_UPLOAD_PATHS = ("/transcription", "/v1/audio/")
+_UPLOAD_PATHS = ("/transcription", "/v1/audio/transcriptions", "/v1/audio/translations")
 #: What OpenAI's SDK tells of itself, in a browser too.
 _STAINLESS = (
     "arch",
@@ -138,6 +139,8 @@ def create_app(
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        # Ours is /metrics; FastAPI would look at every request whether the process has an OpenTelemetry of its own.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     install_error_handlers(app)
     install_openapi(app)
@@ -145,7 +148,7 @@ def create_app(
     install_chat(app)
     install_responses(app)
     native = (completion, sessions, background, runs, schedules, health, auth, models, agents, users)
-    for module in (*native, openai_models, openai_responses, embeddings, realtime):
+    for module in (*native, openai_models, openai_responses, embeddings, speech, realtime):
         app.include_router(module.router)
     app.include_router(mcp.router)
     _add_middleware(app, settings, metrics)
@@ -194,6 +197,7 @@ def _add_middleware(app: FastAPI, settings: Settings, metrics: Metrics) -> None:
     """From the innermost to the outermost."""
     server = settings.server
     body, upload = int(server.max_body_mb * 1_000_000), int(server.max_upload_mb * 1_000_000)
+    app.add_middleware(LeanMiddleware, routes=app.routes)
     app.add_middleware(IdempotencyMiddleware)
     app.add_middleware(BodyLimitMiddleware, limit_for=lambda path: upload if path.startswith(_UPLOAD_PATHS) else body)
     if server.cors_origins:

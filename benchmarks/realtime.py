@@ -21,7 +21,7 @@ from websockets.asyncio.client import ClientConnection, connect
 
 from benchmarks.processes import Server, spare_cores, started
 
-_PASSWORD = "correct horse battery"  # noqa: S105 - of a server that lives for a minute
+_PASSWORD = "correct horse battery"
 _AT_ONCE = 50
 _QUESTION = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "What is 6 times 7?"}]}
 _ORDER = (

@@ -25,7 +25,8 @@ def wire_text(message: Mapping[str, Any]) -> str:
     content = message.get("content")
     if isinstance(content, str):
         return content
-    return "".join(part.get("text") or "" for part in content or () if isinstance(part, dict))
+    texts = [part.get("text") for part in content or () if isinstance(part, dict)]
+    return "".join(text for text in texts if isinstance(text, str))
 
 
 def wire_question(messages: Sequence[Mapping[str, Any]]) -> str:
@@ -60,32 +61,44 @@ def wire_record(message: Mapping[str, Any], at: datetime, message_id: str | None
 
 
 def to_wire(messages: Iterable[BaseMessage]) -> list[WireMessage]:
-    """LangChain's messages as OpenAI's wire wants them."""
-    converted = convert_to_openai_messages(list(messages))
-    return converted if isinstance(converted, list) else [converted]
+    """LangChain's messages as OpenAI's wire wants them; what LangChain does not know there goes as it came."""
+    wire: list[WireMessage] = []
+    for message in messages:
+        try:
+            wire += convert_to_openai_messages([message])
+        except (AttributeError, KeyError, TypeError, ValueError):
+            plain = message.model_copy(update={"content": ""})
+            wire += [{**one, "content": message.content} for one in convert_to_openai_messages([plain])]
+    return wire
 
 
 def unsaid(stored: Sequence[BaseMessage], sent: Sequence[WireMessage]) -> list[int]:
     """Which of `sent`, by place, a session does not know yet.
 
-    Some clients send only what is new; most send the whole conversation each time. Who repeats how the session began
-    (two messages or more) is of the second kind: as much as is the same is left out, and so are system messages that
-    are stored already. Asked for the same answer again, the last question is new once more.
+    Some clients send only what is new, and what is to be obeyed each time: the system message that came last is left
+    out. Most send the whole conversation each time. Who repeats how the session began (two messages or more) is of the
+    second kind: as much as is the same is left out, and so are system messages that are stored already. Asked for the
+    same answer again, the last question is new once more.
     """
     known = [message for message in stored if message.type != "system"]
     spoken = [place for place, message in enumerate(sent) if not _is_rule(message)]
     same = _repeated(known, [sent[place] for place in spoken])
+    obeyed = [str(message.text) for message in stored if message.type == "system"]
     if same < _KNOWN_FROM:
-        return list(range(len(sent)))
-    rules = {str(message.text) for message in stored if message.type == "system"}
+        return [
+            place
+            for place, message in enumerate(sent)
+            if not (_is_rule(message) and [wire_text(message)] == obeyed[-1:])
+        ]
+    rules = set(obeyed)
     said = set(spoken[:same]) | {
         place for place, message in enumerate(sent) if _is_rule(message) and wire_text(message) in rules
     }
     new = [place for place in range(len(sent)) if place not in said]
     if any(not _is_rule(sent[place]) for place in new):
         return new
-    last = max((place for place, message in enumerate(sent) if message["role"] == "user"), default=len(sent) - 1)
-    return list(range(last, len(sent)))
+    asked = max((place for place, message in enumerate(sent) if message["role"] == "user"), default=len(sent) - 1)
+    return list(range(asked, len(sent)))
 
 
 def _repeated(known: Sequence[BaseMessage], sent: Sequence[WireMessage]) -> int:

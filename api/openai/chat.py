@@ -106,7 +106,10 @@ async def _model_frames(run: DirectRun) -> AsyncGenerator[bytes]:
     try:
         async with aclosing(run.blocks()) as blocks:
             async for block in blocks:
-                yield block.sse()
+                try:
+                    yield block.sse()
+                except asyncio.CancelledError as error:
+                    await blocks.athrow(error)  # the run's own, when its limit was reached while the reader was slow
     except RouteurError as error:
         yield error_frame(openai_body(error))
     except asyncio.CancelledError:

@@ -13,6 +13,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from api.errors import invalid_request, openai_responses
+from api.streaming.response import ClientLeft
 from domain.agents import SESSION_ID_PATTERN
 from domain.auth import Principal
 from domain.errors import InvalidRequest, UnsupportedMedia
@@ -25,19 +26,23 @@ Asked = TypeVar("Asked", bound=BaseModel)
 
 _SESSION_ID = re.compile(SESSION_ID_PATTERN)
 _MAX_CHAT_ID = 200
+_DEEPEST = 250  # levels; orjson reads more than it writes
 #: Headers in which clients name a chat of theirs: Open WebUI's own, and what LibreChat and others can be told to send.
 OPEN_WEBUI_CHAT = "x-openwebui-chat-id"
 CHAT_ID_HEADERS = (OPEN_WEBUI_CHAT, "x-conversation-id")
+_CHAT_ID_NAMES = frozenset(name.encode() for name in CHAT_ID_HEADERS)
 
 
 class LeanRoute(APIRoute):
     """A route that FastAPI documents and leaves alone: its endpoint takes the request and gives the response.
 
-    Solving dependencies and validating through FastAPI costs more than all the rest of a direct call.
+    Solving dependencies and validating through FastAPI costs more than all the rest of a direct call. Nothing needs to
+    be searched for it either: `LeanMiddleware` calls it by its path.
     """
 
     def __init__(self, path: str, endpoint: Callable[[Request], Awaitable[Response]], **more: Any) -> None:
         super().__init__(path, endpoint, **more)
+        self.lean = endpoint
 
         async def answer(scope: Scope, receive: Receive, send: Send) -> None:
             response = await endpoint(Request(scope, receive))
@@ -78,17 +83,39 @@ async def json_of(request: Request) -> dict[str, Any]:
 
     Raises:
         UnsupportedMedia: it is not said to be JSON.
-        InvalidRequest: it is none.
+        ClientLeft: it does not come.
+        InvalidRequest: it is none, or is nested too deep to be written again.
     """
-    if "json" not in request.headers.get("content-type", ""):
+    if "json" not in request.headers.get("content-type", "").lower():
         raise UnsupportedMedia("Send the body as application/json.", code="not_json")
     try:
-        body = orjson.loads(await request.body())
+        raw = await _body_of(request.receive)
+        body = orjson.loads(raw)
+        if raw.count(b"[") + raw.count(b"{") > _DEEPEST:
+            orjson.dumps(body)
+    except orjson.JSONEncodeError as error:
+        raise InvalidRequest(f"The body is deeper than {_DEEPEST} levels.", code="invalid_json") from error
     except orjson.JSONDecodeError as error:
         raise InvalidRequest("The body is not valid JSON.", code="invalid_json") from error
     if not isinstance(body, dict):
         raise InvalidRequest("The body must be a JSON object.", code="invalid_json")
     return body
+
+
+async def _body_of(receive: Receive) -> bytes:
+    """All of it; most come in one piece, and Starlette's way is made for many.
+
+    Raises:
+        ClientLeft: before it had said everything.
+    """
+    pieces: list[bytes] = []
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientLeft("The client left before it had said everything.")
+        pieces.append(message.get("body", b""))
+        if not message.get("more_body", False):
+            return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 def validated(schema: type[Asked], body: Mapping[str, Any]) -> Asked:
@@ -139,6 +166,8 @@ async def session_of(
     bound = bound_session(request, metadata)
     if bound is not None:
         return bound
+    if _CHAT_ID_NAMES.isdisjoint(name for name, _ in request.scope["headers"]):
+        return None
     for header in CHAT_ID_HEADERS:
         chat = request.headers.get(header, "").strip()
         if chat:

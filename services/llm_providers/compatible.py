@@ -1,14 +1,19 @@
 """Any OpenAI-compatible server: vLLM, llama.cpp, LM Studio, LocalAI, a gateway. One class, any number of servers."""
 
+from contextlib import AbstractAsyncContextManager
+
+from core.http import PROVIDERS_OWN, Patience
 from domain.agents import ModelParameters
 from domain.embeddings import Embedded, EmbeddingRequest
-from services.llm_providers.base import BaseProvider, ListedModel
+from domain.speech import SpeechRequest, Spoken
+from services.llm_providers.base import BaseProvider, ListedModel, ModelKind
 from services.llm_providers.wire.answer import counted
 from services.llm_providers.wire.embeddings import post_embeddings
 from services.llm_providers.wire.listing import listed_entries
 from services.llm_providers.wire.openai_chat import OpenAIWireChat
 from services.llm_providers.wire.parameters import given
 from services.llm_providers.wire.routed import RoutedChat
+from services.llm_providers.wire.speech import openai_payload, post_speech
 
 
 class Provider(BaseProvider):
@@ -31,7 +36,7 @@ class Provider(BaseProvider):
         return [
             ListedModel(
                 entry["id"],
-                "embedding" if "embed" in entry["id"].lower() else "chat",
+                _kind(entry["id"].lower()),
                 context_window=counted(entry.get("max_model_len"))
                 or counted((entry.get("meta") or {}).get("n_ctx_train")),
             )
@@ -41,3 +46,15 @@ class Provider(BaseProvider):
     async def embed(self, name: str, asked: EmbeddingRequest) -> Embedded:
         """As floats: not every server encodes."""
         return await post_embeddings(self.client, name, asked, dimensions=asked.dimensions, encoding_format="float")
+
+    def speak(
+        self, name: str, asked: SpeechRequest, patience: Patience = PROVIDERS_OWN
+    ) -> AbstractAsyncContextManager[Spoken]:
+        """As OpenAI says it; events only where they were asked for."""
+        return post_speech(self.client, name, openai_payload(name, asked), patience)
+
+
+def _kind(name: str) -> ModelKind:
+    if "embed" in name:
+        return "embedding"
+    return "speech" if "tts" in name else "chat"
