@@ -26,6 +26,7 @@ from config.fields import (
     TextList,
 )
 from config.mcp_settings import McpSettings
+from config.realtime_settings import RealtimeSettings
 from config.routing_settings import POOL, Fallbacks, ModelPool, PoolName, pool_of
 from config.run_settings import RunSettings
 from domain.enums import SessionKind
@@ -407,6 +408,7 @@ class Settings(BaseSettings):
     agents: AgentSettings = AgentSettings()
     runs: RunSettings = RunSettings()
     mcp: McpSettings = McpSettings()
+    realtime: RealtimeSettings = RealtimeSettings()
     retention: RetentionSettings = RetentionSettings()
     rate_limits: RateLimitSettings = RateLimitSettings()
     tracing: TracingSettings = TracingSettings()
