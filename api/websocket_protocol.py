@@ -17,7 +17,7 @@ _quiet.setLevel(logging.WARNING)  # its info lines hold the query
 
 
 class GuardedWebSocketProtocol(WebSocketsSansIOProtocol):
-    """Sans-IO: it takes half the memory of the older one, and its reads pause with the handler's."""
+    """On the sans-IO one: an idle session takes 38 kB with it, 47 kB with the older (benchmarks/realtime.py)."""
 
     abort_after = 5.0  # seconds that a peer has to take what it was told at the end
 
@@ -69,6 +69,8 @@ class GuardedWebSocketProtocol(WebSocketsSansIOProtocol):
             self._abort_soon()
         else:
             await super().send(message)
+        if message["type"] == "websocket.accept":
+            self._forget_handshake()
 
     async def run_asgi(self) -> None:
         """Run the handler; whatever it has left open is closed."""
@@ -80,6 +82,10 @@ class GuardedWebSocketProtocol(WebSocketsSansIOProtocol):
             self.transport.close()
         if not self.disconnected:
             self._abort_soon()
+
+    def _forget_handshake(self) -> None:
+        """An open socket has no use for its request: a tenth of what an idle one takes."""
+        self.request = self.response = None  # type: ignore[assignment]
 
     def _abort_soon(self) -> None:
         if self._abort_timer is None and not self.disconnected:

@@ -37,7 +37,7 @@ from services.wire_messages import WireMessage, to_wire
 logger = logging.getLogger(__name__)
 
 _TICK = 1.0  # seconds between looks at open sessions: how long a revoked credential may still talk
-_SAY_GOODBYE = "session_expired"
+_EXPIRED = "session_expired"
 
 SHUTDOWN = Ending(1012, "The server is restarting.")
 
@@ -197,10 +197,10 @@ class RealtimeService:
             conversation.end(*_gone("The credential of this session has expired."))
         elif now - opened.begun >= self.settings.total_seconds:
             words = f"A session lasts at most {self.settings.total_seconds:g} s."
-            conversation.end(Ending(1001, words), Unavailable(words, code=_SAY_GOODBYE))
+            conversation.end(Ending(1001, words), Unavailable(words, code=_EXPIRED))
         elif not conversation.answering and now - conversation.heard_at >= self.settings.idle_seconds:
             words = f"Nothing was said for {self.settings.idle_seconds:g} s."
-            conversation.end(Ending(1001, words), Unavailable(words, code=_SAY_GOODBYE))
+            conversation.end(Ending(1001, words), Unavailable(words, code=_EXPIRED))
 
     async def _look_at_credential(self, opened: _Open) -> None:
         ticket = opened.ticket
@@ -222,7 +222,7 @@ class RealtimeService:
         model, given = await self._model_of(wanted, ticket)
         target = target_of(model)
         resolved = await self._agents.resolve(target.agent or DIRECT, target.model, wanted.session_id, caller)
-        calls: set[str] = set()
+        calls: set[str] | None = None
         session_id = wanted.session_id
         if session_id is None:
             session_id = (await self._sessions.create(NewSession(agent=resolved.agent.id), caller)).session_id
@@ -254,6 +254,8 @@ class RealtimeService:
             session = await self._sessions.get_session(wanted.session_id, ticket.caller)
             if session.agent != DIRECT:
                 return f"agent/{session.agent}", None
+            if session.model is not None:
+                return session.model, None
         return self._default_model(), None
 
     async def _history(self, session_id: str) -> list[WireMessage]:
@@ -281,4 +283,4 @@ def _check_scope(caller: Principal) -> None:
 
 
 def _gone(words: str) -> tuple[Ending, RouteurError]:
-    return Ending(4401, words), Unauthenticated(words, code=_SAY_GOODBYE)
+    return Ending(4401, words), Unauthenticated(words, code=_EXPIRED)

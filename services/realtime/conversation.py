@@ -76,7 +76,7 @@ class _Active:
     """The response that is being given."""
 
     events: ResponseEvents
-    question: Question
+    question: Callable[[], Question]
     asked: list[Item]
     event_id: str | None
     answer: Answer | None = None
@@ -86,6 +86,9 @@ class _Active:
 
 class RealtimeConversation:
     """Talk to it with `hear`, read `outbox`, end it with `end` and `aclose`.
+
+    Args:
+        calls: ids of the function calls of a stored session that goes on; None: it is a new one.
 
     Attributes:
         heard_at: when its client last said something, by the monotonic clock.
@@ -100,6 +103,7 @@ class RealtimeConversation:
         self._terms = terms
         self._items = Items()
         self._items.calls |= calls or set()
+        self._resumed = calls is not None
         self._deleted: set[str] = set()
         self._active: _Active | None = None
         self._buffer: AudioBuffer | None = None
@@ -274,12 +278,15 @@ class RealtimeConversation:
         given = [item.shown for item in items] if asked.input is None else self._inputs(asked.input)
         if alone and asked.input is None:
             given = [item.shown for item in self._items.unheard()]
-        question = self._question(taken, given, [item.record_id for item in items], asked, alone=alone)
-        limit = taken[_MAX_TOKENS]
+        ids = [item.record_id for item in items]
+
+        def question() -> Question:
+            return self._question(taken, given, ids, asked, alone=alone)
+
         echo = {
             "conversation_id": None if alone else f"conv_{self.session_id}",
             "output_modalities": taken["output_modalities"],
-            "max_output_tokens": limit,
+            "max_output_tokens": taken[_MAX_TOKENS],
             "metadata": asked.metadata,
             "audio": {"output": {name: self.config.shown()["audio"]["output"][name] for name in ("format", "voice")}},
         }
@@ -293,7 +300,7 @@ class RealtimeConversation:
     def _question(
         self, taken: dict[str, Any], given: list[Event], ids: list[str], asked: ResponseParameters, *, alone: bool
     ) -> Question:
-        told = wire_messages(given)
+        told = [(place, message) for place, message in wire_messages(given) if not _says_nothing(message)]
         rules: str = taken["instructions"]
         if self.config.is_agent and not alone and rules == self._rules:
             rules = ""  # its session knows them
@@ -328,11 +335,13 @@ class RealtimeConversation:
         """Give one response, to its end."""
         outcome: Outcome | None = None
         try:
+            await self._all_heard()
+            question = active.question()
             if whole:
-                active.question = _with_history(active.question, await self._terms.history(), self._deleted)
-            self._check_question(active.question)
-            active.answer = await self._terms.answers.begin(active.question)
-            self._rules = active.question.instructions or self._rules
+                question = _with_history(question, await self._terms.history(), self._deleted)
+            self._check_question(question, active.asked)
+            active.answer = await self._terms.answers.begin(question)
+            self._rules = question.instructions or self._rules
             active.events.created()
             if active.cancelled is not None:
                 active.answer.cancel()
@@ -381,11 +390,12 @@ class RealtimeConversation:
             return Outcome("incomplete", reason="content_filter", usage=ended.usage)
         return Outcome("completed", usage=ended.usage)
 
-    def _check_question(self, question: Question) -> None:
+    def _check_question(self, question: Question, asked: list[Item]) -> None:
         """Somebody must have said something: an agent answers what is new, a model also what it is told to do."""
         if question.messages or question.instructions:
             return
-        if self.config.is_agent or not (len(self._items) or self._items.calls):
+        before = self._resumed or any(item.heard and item not in asked for item in self._items)
+        if self.config.is_agent or not before:
             raise InvalidRequest("There is nothing to answer: create an item first.", code="conversation_empty")
 
     @staticmethod
@@ -461,6 +471,11 @@ class RealtimeConversation:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    async def _all_heard(self) -> None:
+        """Wait for the words of turns that are over: clients commit and ask in one breath."""
+        while self._tasks:
+            await asyncio.wait(list(self._tasks))
+
     async def _listen(self, item: Item, sound: bytes, *, answer: bool) -> None:
         listener = self._terms.voice.listener
         if listener is None:  # pragma: no cover - nobody commits without one
@@ -506,6 +521,10 @@ def _parsed(frame: str | bytes) -> Event:
     if not isinstance(event, dict):
         raise InvalidRequest("An event is a JSON object.", code="invalid_json")
     return event
+
+
+def _says_nothing(message: WireMessage) -> bool:
+    return message["role"] == "user" and not message["content"]
 
 
 def _with_history(question: Question, history: Sequence[WireMessage], deleted: set[str]) -> Question:

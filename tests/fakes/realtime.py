@@ -1,7 +1,7 @@
 """Clients of the realtime door: raw sockets whose every event is checked against the types of OpenAI's SDK."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -109,3 +109,10 @@ async def talking(
         assert greeting["type"] == "session.created"
         socket.session = greeting["session"]
         yield socket
+
+
+async def quiet(busy: Callable[[], object]) -> None:
+    """Wait until nothing is left of it."""
+    async with asyncio.timeout(PATIENCE):
+        while busy():  # noqa: ASYNC110 - nothing tells when a process is quiet
+            await asyncio.sleep(0.01)

@@ -18,7 +18,7 @@ from config.settings import Settings
 from tests.fakes.house import House, open_house
 from tests.fakes.openai_door import reaching, sdk
 from tests.fakes.providers import INPUT, OUTPUT, TEXT, FakeProvider, Reply
-from tests.fakes.realtime import Socket, address, talking, user, words
+from tests.fakes.realtime import Socket, address, quiet, talking, user, words
 
 pytestmark = pytest.mark.anyio
 Opener = Callable[[Settings], Awaitable[House]]
@@ -138,8 +138,10 @@ async def test_a_session_goes_on_where_it_was(served: House, provider: FakeProvi
     async with talking(served, model) as talk:
         await talk.ask("My name is Ada.")
         name = talk.session["id"]
-    async with talking(served, model, session=name) as talk:
+    async with talking(served, session=name) as talk:  # whoever answered before answers
         assert talk.session["id"] == name
+        assert talk.session["model"] == {AGENT: "agent/simple", MODEL: MODEL}[model]
+    async with talking(served, model, session=name) as talk:
         await talk.ask("Who am I?")
     told = [(one["role"], one["content"]) for one in provider.asked[-1]["messages"]]
     assert told[-3:] == [("user", "My name is Ada."), ("assistant", TEXT), ("user", "Who am I?")]
@@ -294,6 +296,11 @@ async def test_an_agent_remembers_what_it_has_heard(served: House, provider: Fak
 
 # -- what is wrong --
 
+
+def creating(**item: Any) -> dict[str, Any]:
+    return {"type": "conversation.item.create", "item": item}
+
+
 WRONG: list[tuple[Any, str, str | None]] = [
     ("rubbish", "invalid_json", None),
     (b"\x00\x01", "invalid_json", None),
@@ -329,17 +336,17 @@ WRONG: list[tuple[Any, str, str | None]] = [
     ({"type": "conversation.item.create"}, "missing_required_parameter", "item"),
     ({"type": "conversation.item.create", "item": {"type": "message"}}, "invalid_value", "item.role"),
     (
-        {"type": "conversation.item.create", "item": {"type": "message", "role": "user", "content": [{"type": "input_text"}]}},
+        creating(type="message", role="user", content=[{"type": "input_text"}]),
         "missing_required_parameter",
         "item.content.0.text",
     ),
     (
-        {"type": "conversation.item.create", "item": {"type": "message", "role": "user", "content": [{"type": "input_audio", "audio": "AAAA"}]}},
+        creating(type="message", role="user", content=[{"type": "input_audio", "audio": "AAAA"}]),
         "audio_not_available",
         "item.content.0.transcript",
     ),
     (
-        {"type": "conversation.item.create", "item": {"type": "function_call_output", "call_id": "call_x", "output": ""}},
+        creating(type="function_call_output", call_id="call_x", output=""),
         "invalid_tool_call_output",
         "item.call_id",
     ),
@@ -506,9 +513,9 @@ async def test_the_official_client_makes_client_secrets(served: House) -> None:
         made = await client.realtime.client_secrets.create(
             session={"type": "realtime", "model": "agent/simple"}, expires_after={"anchor": "created_at", "seconds": 60}
         )
-    async with AsyncOpenAI(base_url=f"{served.url}/v1", api_key=made.value) as browser:
-        async with browser.realtime.connect() as connection:
-            assert (await connection.recv()).type == "session.created"
+    browser = AsyncOpenAI(base_url=f"{served.url}/v1", api_key=made.value)
+    async with browser, browser.realtime.connect() as connection:
+        assert (await connection.recv()).type == "session.created"
 
 
 async def test_client_secrets_are_checked(served: House) -> None:
@@ -581,9 +588,7 @@ async def test_sessions_are_limited_by_user_and_by_process(
         assert await refused(house, additional_headers=mine) == 429
         async with talking(house, "agent/simple", token=ada):
             assert await refused(house, additional_headers=bearer(eve)) == 429
-    with anyio.fail_after(5):
-        while house.services.realtime.count:
-            await asyncio.sleep(0.01)
+    await quiet(lambda: house.services.realtime.count)
     async with talking(house, "agent/simple", token=eve):
         pass
 
@@ -655,12 +660,8 @@ async def test_a_reader_that_does_not_read_pauses_the_source_and_is_closed(
         await talk.say("Much")
         await talk.send("response.create")
         await provider.begun.wait()
-        with anyio.fail_after(10):
-            while house.services.realtime.count:
-                await asyncio.sleep(0.05)
-        with anyio.fail_after(10):
-            while house.services.agents.open_runs:
-                await asyncio.sleep(0.05)
+        await quiet(lambda: house.services.realtime.count)
+        await quiet(lambda: house.services.agents.open_runs)
         assert await talk_to_the_end(talk) in (1013, 1006)
 
 
@@ -692,11 +693,8 @@ async def test_a_hundred_who_leave_abruptly_leave_nothing_behind(served: House, 
             for number in range(first, first + 20):
                 group.create_task(come_and_go(number))
     services = served.services
-    with anyio.fail_after(15):
-        while services.realtime.count or services.agents.open_runs or provider.open:
-            await asyncio.sleep(0.02)
-        while len(asyncio.all_tasks()) > tasks:
-            await asyncio.sleep(0.02)
+    await quiet(lambda: services.realtime.count or services.agents.open_runs or provider.open)
+    await quiet(lambda: len(asyncio.all_tasks()) > tasks)
     running = (await served.client.get("/api/runs", params={"status": "running"})).json()["runs"]
     assert not running
 
@@ -731,6 +729,5 @@ async def test_a_half_open_socket_is_noticed(open_with: Opener, settings: Settin
     with anyio.fail_after(10):  # it answers no ping
         while await reader.read(1_000):
             pass
-        while house.services.realtime.count:
-            await asyncio.sleep(0.01)
+        await quiet(lambda: house.services.realtime.count)
     writer.close()
