@@ -16,6 +16,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from config.audio_settings import AudioSettings
 from config.fields import (
     OptionalBool,
     OptionalDays,
@@ -409,6 +410,7 @@ class Settings(BaseSettings):
     runs: RunSettings = RunSettings()
     transcription: TranscriptionSettings = TranscriptionSettings()
     mcp: McpSettings = McpSettings()
+    audio: AudioSettings = AudioSettings()
     retention: RetentionSettings = RetentionSettings()
     rate_limits: RateLimitSettings = RateLimitSettings()
     tracing: TracingSettings = TracingSettings()

@@ -25,7 +25,7 @@ class TranscriptFormat(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class AudioUpload:
-    """A file that somebody sent, spooled to disk. `name` is what they called it, made harmless; it names nothing here."""
+    """A file that somebody sent, spooled to disk. `name` is what they called it, made harmless; no path of ours."""
 
     path: Path
     name: str
@@ -86,7 +86,7 @@ class Word(BaseModel):
 
 
 class Segment(BaseModel):
-    """A stretch of speech. What a recogniser does not tell of itself (`avg_logprob`, ...) is zero, as OpenAI's types want
+    """A stretch of speech. What a recogniser does not tell of itself (`avg_logprob`, ...) is zero: OpenAI's types want
     numbers there."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
