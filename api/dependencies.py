@@ -18,6 +18,7 @@ from services.llm_service import LLMService
 from services.run_events import RunEvents
 from services.run_service import RunService
 from services.session_service import SessionService
+from services.transcription_service import TranscriptionService
 from services.user_service import UserService
 
 
@@ -48,6 +49,10 @@ async def _direct(connection: HTTPConnection) -> DirectService:
 
 async def _embeddings(connection: HTTPConnection) -> EmbeddingService:
     return (await get_services(connection)).embeddings
+
+
+async def _transcription(connection: HTTPConnection) -> TranscriptionService:
+    return (await get_services(connection)).transcription
 
 
 async def _registry(connection: HTTPConnection) -> AgentRegistry:
@@ -103,6 +108,7 @@ async def _made_id(connection: HTTPConnection) -> str | None:
 AgentServiceDep = Annotated[AgentService, Depends(_agents)]
 DirectServiceDep = Annotated[DirectService, Depends(_direct)]
 EmbeddingServiceDep = Annotated[EmbeddingService, Depends(_embeddings)]
+TranscriptionServiceDep = Annotated[TranscriptionService, Depends(_transcription)]
 AgentRegistryDep = Annotated[AgentRegistry, Depends(_registry)]
 LLMServiceDep = Annotated[LLMService, Depends(_llm)]
 AuthServiceDep = Annotated[AuthService, Depends(_auth)]

@@ -36,7 +36,11 @@ class TranscriptionSettings(SettingsGroup):
         1, alias="WHISPER_AT_ONCE", ge=1, le=64, description="transcriptions at once of each of those models"
     )
     whisper_threads: int = Field(
-        0, alias="WHISPER_THREADS", ge=0, le=256, description="processor threads of each; 0: one for each core, at most 4"
+        0,
+        alias="WHISPER_THREADS",
+        ge=0,
+        le=256,
+        description="processor threads of each; 0: as many as cores, at most 4",
     )
     whisper_compute_type: str = Field(
         "default", alias="WHISPER_COMPUTE_TYPE", description="int8, float16, ...; default: as the weights were saved"

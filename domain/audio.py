@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -130,7 +131,7 @@ class TranscriptionOptions:
     words: bool = False
     diarize: bool = False
     translate: bool = False
-    metadata: dict[str, str] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +147,7 @@ class TranscriptionPlan:
 class SpanTranscript(BaseModel):
     """What was said in one part of a file. Its times are from the start of the whole file.
 
-    `usage` None: nobody counted tokens. `counted` False: no model was called (silence).
+    `usage` None: nobody counted tokens.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -156,7 +157,6 @@ class SpanTranscript(BaseModel):
     segments: list[Segment] = Field(default_factory=list)
     words: list[Word] | None = None
     usage: Usage | None = None
-    counted: bool = True
 
     def moved(self, span: AudioSpan) -> "SpanTranscript":
         """The same, from times of the part to those of the file; nothing is said outside the part."""
@@ -192,9 +192,8 @@ def joined(plan: TranscriptionPlan, parts: Sequence[SpanTranscript]) -> Transcri
             seek = segment.seek + round(plan.spans[number - 1].offset * 100)
             segments.append(segment.model_copy(update={"id": len(segments), "speaker": speaker, "seek": seek}))
     usage: Usage | None = None
-    called = [part for part in parts if part.counted]
-    if called and all(part.usage for part in called):
-        for part in called:
+    if all(part.usage for part in parts):
+        for part in parts:
             usage = part.usage if usage is None or part.usage is None else usage + part.usage
     words = [word for part in parts for word in part.words or ()]
     return Transcript(

@@ -29,6 +29,7 @@ from services.run_recorder import RunRecorder, open_recorder
 from services.run_service import RunService
 from services.session_service import SessionService
 from services.tool_registry import ToolRegistry
+from services.transcription_service import TranscriptionService, open_transcription
 from services.user_service import UserService
 
 
@@ -48,6 +49,7 @@ class Services:
     agents: AgentService
     direct: DirectService
     embeddings: EmbeddingService
+    transcription: TranscriptionService
     records: RecordStore
     recorder: RunRecorder
     sessions: SessionService
@@ -103,6 +105,7 @@ async def open_services(
         stack.push_async_callback(agents.aclose)
         sessions = SessionService(records, recorder, checkpoints, registry)
         direct = DirectService(llm, agents, runs, records, recorder)
+        transcription = await stack.enter_async_context(open_transcription(llm, runs, records, recorder, settings))
         idempotency = IdempotencyService(database)
         ring = KeyRing.from_settings(settings.security, settings.storage.data_dir)
         background = None
@@ -126,6 +129,7 @@ async def open_services(
             agents=agents,
             direct=direct,
             embeddings=EmbeddingService(llm, records, metrics, settings.agents.max_concurrent_runs),
+            transcription=transcription,
             records=records,
             recorder=recorder,
             sessions=sessions,

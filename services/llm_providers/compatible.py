@@ -1,14 +1,27 @@
 """Any OpenAI-compatible server: vLLM, llama.cpp, LM Studio, LocalAI, a gateway. One class, any number of servers."""
 
+from typing import Any
+
 from domain.agents import ModelParameters
 from domain.embeddings import Embedded, EmbeddingRequest
-from services.llm_providers.base import BaseProvider, ListedModel
+from services.llm_providers.base import BaseProvider, ListedModel, ModelKind
 from services.llm_providers.wire.answer import counted
 from services.llm_providers.wire.embeddings import post_embeddings
 from services.llm_providers.wire.listing import listed_entries
 from services.llm_providers.wire.openai_chat import OpenAIWireChat
 from services.llm_providers.wire.parameters import given
 from services.llm_providers.wire.routed import RoutedChat
+
+#: What a model is for, by what its name holds; in this order.
+_KINDS: tuple[tuple[str, ModelKind], ...] = (
+    ("embed", "embedding"),
+    ("whisper", "transcription"),
+    ("transcrib", "transcription"),
+    ("voxtral", "transcription"),
+    ("parakeet", "transcription"),
+)
+#: How speaches says it.
+_TASKS: dict[str, ModelKind] = {"automatic-speech-recognition": "transcription", "text-to-speech": "speech"}
 
 
 class Provider(BaseProvider):
@@ -31,7 +44,7 @@ class Provider(BaseProvider):
         return [
             ListedModel(
                 entry["id"],
-                "embedding" if "embed" in entry["id"].lower() else "chat",
+                _kind_of(entry),
                 context_window=counted(entry.get("max_model_len"))
                 or counted((entry.get("meta") or {}).get("n_ctx_train")),
             )
@@ -41,3 +54,14 @@ class Provider(BaseProvider):
     async def embed(self, name: str, asked: EmbeddingRequest) -> Embedded:
         """As floats: not every server encodes."""
         return await post_embeddings(self.client, name, asked, dimensions=asked.dimensions, encoding_format="float")
+
+
+def _kind_of(entry: dict[str, Any]) -> ModelKind:
+    told: ModelKind | None = _TASKS.get(str(entry.get("task")))
+    name = entry["id"].lower()
+    if told is not None:
+        return told
+    for word, kind in _KINDS:
+        if word in name:
+            return kind
+    return "chat"

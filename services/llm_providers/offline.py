@@ -9,6 +9,7 @@ import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from importlib.util import find_spec
 from typing import Any, cast
 
 import orjson
@@ -33,6 +34,7 @@ from services.model_router import Route
 
 NAME = "rules"
 HASH = "hash"
+EARS = "pocketsphinx"
 _TOKEN = re.compile(r"\w+|[^\w\s]")
 _PIECE = re.compile(r"\s*\S+\s*?")
 _CALL = re.compile(r"\bcall\s+(?P<name>[\w-]+)\s+with\s+(?P<arguments>\{.*\})", re.IGNORECASE | re.DOTALL)
@@ -155,7 +157,8 @@ class Provider(BaseProvider):
         yield _told(_head(model, "chat.completion.chunk"), answer, deltas)
 
     async def list_models(self, within: float) -> list[ListedModel]:
-        """The two there are."""
+        """Those there are; it listens where the extra is installed."""
+        heard = [ListedModel(EARS, "transcription")] if find_spec("pocketsphinx") else []
         return [
             ListedModel(
                 NAME,
@@ -166,13 +169,14 @@ class Provider(BaseProvider):
             ListedModel(
                 HASH, "embedding", description="Offline demonstration: embeds by hashing words, knows no meanings"
             ),
+            *heard,
         ]
 
     async def embed(self, name: str, asked: EmbeddingRequest) -> Embedded:
         """By feature hashing, in as many dimensions as are wanted, up to 4,096."""
-        if name == NAME:
+        if name in (NAME, EARS):
             raise InvalidRequest(
-                "The model 'offline/rules' has no embeddings; 'offline/hash' has.",
+                f"The model 'offline/{name}' has no embeddings; 'offline/hash' has.",
                 code="embeddings_not_supported",
                 param="model",
             )
@@ -193,6 +197,10 @@ class Provider(BaseProvider):
 
 
 def _check_chats(name: str) -> None:
+    if name == EARS:
+        raise InvalidRequest(
+            "The model 'offline/pocketsphinx' transcribes; it does not answer.", code="not_a_chat_model", param="model"
+        )
     if name == HASH:
         raise InvalidRequest(
             "The model 'offline/hash' embeds; it does not answer.", code="not_a_chat_model", param="model"

@@ -51,11 +51,9 @@ class BaseTranscriber(ABC):
 
     Attributes:
         default_model: what it uses when nobody names a model; None: the first that is listed.
-        counts: somebody counts (and charges) its calls.
     """
 
     default_model: ClassVar[str | None] = None
-    counts: ClassVar[bool] = True
 
     def __init__(self, given: Surroundings) -> None:
         self.config = given.config

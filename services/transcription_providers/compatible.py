@@ -1,7 +1,7 @@
 """Any server that speaks OpenAI's audio wire: speaches, LocalAI, vLLM. What its models can do is its own knowledge."""
 
-from domain.audio import SpanTranscript, TranscriptionOptions
 from core.http import Form, FormFile
+from domain.audio import SpanTranscript, TranscriptionOptions
 from services.transcription_providers.base import BaseTranscriber, Sound, seconds_in
 from services.transcription_providers.wire.answers import read_answer
 from services.transcription_providers.wire.forms import TRANSCRIPTIONS, TRANSLATIONS, common_fields

@@ -29,7 +29,6 @@ class Transcriber(BaseTranscriber):
     """The ears inside the house."""
 
     default_model = NAME
-    counts = False
 
     def __init__(self, given: Surroundings) -> None:
         super().__init__(given)
@@ -75,7 +74,7 @@ class Transcriber(BaseTranscriber):
 
 
 class _Processes:
-    """At most so many processes; one that is given up in the middle of its work is killed, and another takes its place."""
+    """At most so many processes; one that is given up in the middle of its work is killed and replaced."""
 
     def __init__(self, most: int) -> None:
         self._free = asyncio.Semaphore(most)

@@ -44,7 +44,7 @@ class Transcriber(BaseTranscriber):
         """By the family of the model."""
         able = _ability(name)
         if (asked.times or asked.words) and not able.times:
-            raise self.refuse(f"gives no times with '{name}': ask for json or text, or use whisper-1", "response_format")
+            raise self.refuse(f"gives no times with '{name}': ask for json, or use whisper-1", "response_format")
         if asked.diarize and not able.diarizes:
             raise self.refuse(f"does not tell speakers apart with '{name}'", "response_format")
         if asked.translate and not able.translates:

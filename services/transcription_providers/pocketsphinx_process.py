@@ -5,6 +5,7 @@ samples); each line of its output is the words `[[word, start, end], ...]`, in s
 It ends with its input.
 """
 
+import importlib
 import json
 import os
 import re
@@ -19,6 +20,7 @@ _NO_WORD = re.compile(r"^(<.*>|\[.*\]|\+\+.*\+\+)$")
 
 def listen(decoder: Any, sound: bytes) -> list[tuple[str, float, float]]:
     """The words in `sound`."""
+    decoder.reinit_feat()  # what it learned from the last sound would change what it hears in this one
     decoder.start_utt()
     decoder.process_raw(sound, full_utt=True)
     decoder.end_utt()
@@ -35,9 +37,7 @@ def main() -> None:
     os.nice(10)  # who waits for the server goes first
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever the library prints is no answer
-    import pocketsphinx  # noqa: PLC0415 - an extra, and only here
-
-    decoder = pocketsphinx.Decoder(samprate=RATE, loglevel="FATAL")
+    decoder = importlib.import_module("pocketsphinx").Decoder(samprate=RATE, loglevel="FATAL")
     for line in sys.stdin:
         job = json.loads(line)
         with open(job["path"], "rb") as file:  # noqa: PTH123 - pathlib is one import more

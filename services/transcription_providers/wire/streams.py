@@ -26,7 +26,10 @@ async def stream_pieces(
     Raises:
         RouteurError: as `ProviderClient.stream_form`; also while iterating.
     """
-    async with client.stream_form(path, form, model=model) as lines, aclosing(_read(client, lines, delta, done)) as told:
+    async with (
+        client.stream_form(path, form, model=model) as lines,
+        aclosing(_read(client, lines, delta, done)) as told,
+    ):
         yield told
 
 
