@@ -33,19 +33,8 @@ from api.openai.chat import install_chat
 from api.openai.responses import install_responses
 from api.openapi import install_openapi
 from api.openai import audio, embeddings
-from api.routes import (
-    agents,
-    auth,
-    background,
-    completion,
-    health,
-    models,
-    runs,
-    schedules,
-    sessions,
-    transcription,
-    users,
-)
+from api.routes import agents, auth, background, completion, health, models, runs, schedules, sessions
+from api.routes import transcription, users
 from config.environment import load_settings
 from config.settings import Settings
 from core.logging import setup_logging

@@ -174,7 +174,11 @@ class TranscriptionService:
         Raises:
             InvalidRequest, UnsupportedMedia, TooLarge, Unavailable: it is no sound that we take.
         """
-        return await self._threads.run(decode, upload, target, self._limits)
+        try:
+            return await self._threads.run(decode, upload, target, self._limits)
+        except InvalidRequest as error:
+            error.param = error.param or "file"
+            raise
 
     async def plan(self, audio: DecodedAudio, options: TranscriptionOptions) -> TranscriptionPlan:
         """In which parts `audio` is to be transcribed: the same each time.

@@ -1,8 +1,8 @@
 """`/v1/audio/transcriptions` and `/v1/audio/translations`: sound in, text out, in every form of OpenAI's."""
 
 import asyncio
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, contextmanager
 from typing import Annotated, Any
 
 import orjson
@@ -32,7 +32,7 @@ from api.streaming.transcripts import (
 from core.dependencies import require
 from domain.audio import Segment, Transcript, TranscriptFormat
 from domain.auth import Principal, Scope
-from domain.errors import RouteurError, Unavailable
+from domain.errors import InvalidRequest, RouteurError, Unavailable, UnsupportedMedia
 
 router = APIRouter(prefix="/v1/audio", tags=["openai"])
 
@@ -67,7 +67,10 @@ async def create_transcription(
 ) -> Response:
     """Transcribe a file. `X-Session-Id` binds it to a stored session; the headers name what listened, and its run."""
     session_id = bound_session(request, {})
-    form, begun = await begin_transcription(request, service, caller, OpenAITranscriptionForm, session_id=session_id)
+    with _file_errors_as_openai():
+        form, begun = await begin_transcription(
+            request, service, caller, OpenAITranscriptionForm, session_id=session_id
+        )
     headers = answer_headers(begun.run.model, begun.run.run_id, begun.run.session_id)
     if form.stream:
         await begun.open(request)
@@ -93,7 +96,8 @@ async def create_transcription(
 async def create_translation(request: Request, caller: Caller, service: TranscriptionServiceDep) -> Response:
     """Transcribe a file into English, whatever is spoken."""
     session_id = bound_session(request, {})
-    form, begun = await begin_transcription(request, service, caller, TranslationForm, session_id=session_id)
+    with _file_errors_as_openai():
+        form, begun = await begin_transcription(request, service, caller, TranslationForm, session_id=session_id)
     headers = answer_headers(begun.run.model, begun.run.run_id, begun.run.session_id)
     transcript = await begun.whole(request)
     if form.response_format == "verbose_json":
@@ -109,6 +113,17 @@ def written(transcript: Transcript, form: TranscriptFormat, body: dict[str, Any]
         render, media_type = TEXTS[form]
         return Response(render(transcript), headers=headers, media_type=media_type)
     return Response(orjson.dumps(body), headers=headers, media_type="application/json")
+
+
+@contextmanager
+def _file_errors_as_openai() -> Iterator[None]:
+    """OpenAI answers 400, and not 415, for a file that is no sound."""
+    try:
+        yield
+    except UnsupportedMedia as error:
+        if error.param is None:
+            raise
+        raise InvalidRequest(error.message, code=error.code, param=error.param) from error
 
 
 async def _frames(begun: Begun) -> AsyncGenerator[bytes]:
