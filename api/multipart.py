@@ -59,10 +59,10 @@ async def read_upload(request: Request, spool: Spool, known: Collection[str]) ->
         TooLarge: the file is larger than the spool takes.
         ClientLeft: the client went away.
     """
-    parser = _FormParser(_boundary(request), known)
     try:
         async with aclosing(request.stream()) as stream:
             try:
+                parser = _FormParser(_boundary(request), known)
                 async for chunk in stream:
                     for piece in parser.feed(chunk):
                         await spool.write(piece)

@@ -13,17 +13,12 @@ UNDETERMINED = "und"  # a language that nobody told (ISO 639-3)
 
 def srt(transcript: Transcript) -> str:
     """SubRip: numbered, `00:00:01,500`."""
-    return "".join(
-        f"{number}\n{_clock(one.start, ',')} --> {_clock(one.end, ',')}\n{_cue(one)}\n\n"
-        for number, one in enumerate(_shown(transcript), 1)
-    )
+    return "".join(f"{number}\n{_times(one, ',')}\n{_cue(one)}\n\n" for number, one in enumerate(_shown(transcript), 1))
 
 
 def vtt(transcript: Transcript) -> str:
     """WebVTT: `00:00:01.500`, and nothing in a text that would be markup."""
-    cues = (
-        f"{_clock(one.start, '.')} --> {_clock(one.end, '.')}\n{_escaped(_cue(one))}\n\n" for one in _shown(transcript)
-    )
+    cues = (f"{_times(one, '.')}\n{_escaped(_cue(one))}\n\n" for one in _shown(transcript))
     return "WEBVTT\n\n" + "".join(cues)
 
 
@@ -117,9 +112,8 @@ def _tokens(usage: Usage | None) -> dict[str, Any] | None:
 
 
 def _shown(transcript: Transcript) -> list[Segment]:
-    """Cues need words, and an end after their beginning."""
-    kept = [one for one in transcript.segments if one.text.strip()]
-    return [one if one.end > one.start else one.model_copy(update={"end": one.start + 0.001}) for one in kept]
+    """Cues need words."""
+    return [one for one in transcript.segments if one.text.strip()]
 
 
 def _cue(segment: Segment) -> str:
@@ -132,8 +126,14 @@ def _escaped(said: str) -> str:
     return said.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def _clock(seconds: float, point: str) -> str:
-    milliseconds = round(max(0.0, seconds) * 1000)
+def _times(segment: Segment, point: str) -> str:
+    """A cue ends after its beginning."""
+    start = round(max(0.0, segment.start) * 1000)
+    end = max(start + 1, round(segment.end * 1000))
+    return f"{_clock(start, point)} --> {_clock(end, point)}"
+
+
+def _clock(milliseconds: int, point: str) -> str:
     whole, rest = divmod(milliseconds, 1000)
     return f"{whole // 3600:02}:{whole // 60 % 60:02}:{whole % 60:02}{point}{rest:03}"
 
