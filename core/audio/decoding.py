@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import av
     import av.container
 
-_MPEG = frozenset({"mp3", "mp3float", "mp2", "mp2float", "mp1", "mp1float"})
+_MPEG = frozenset({"mp3", "mp3float", "mp2", "mp2float"})
 _PCM = frozenset({"pcm_u8", "pcm_s16le", "pcm_s24le", "pcm_s32le", "pcm_f32le", "pcm_f64le", "pcm_alaw", "pcm_mulaw"})
 #: The decoders that each container may ask for.
 _CODECS = {
@@ -242,6 +242,12 @@ def _decoded(
             packet = next(packets, None)
             if packet is None:
                 break
+        except need(
+            "av"
+        ).error.PatchWelcomeError as error:  # an ogg whose second part has other channels or another rate
+            raise UnsupportedMedia(
+                "The file changes its kind of sound on the way: send its parts one by one.", code="unsupported_audio"
+            ) from error
         except broken:  # cut off
             break
         finally:

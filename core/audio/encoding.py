@@ -106,7 +106,7 @@ class _Encoder:
         if bits is not None:
             self._stream.bit_rate = bits
         context = self._stream.codec_context
-        context.open()
+        self._container.start_encoding()
         self._resampler = self._av.AudioResampler(context.format, "mono", made, frame_size=context.frame_size or None)
         self._rest = b""
 

@@ -3,28 +3,25 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from core.audio.mp4_tables import check_tables
+from core.audio.promises import check_mp4, check_wav
 
 _HEAD = 16_384
+_TAGGED = ("mp3", "aac", "flac")
 _ADTS = 0xFFF0
 _MPEG_RATES = {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_025, 12_000, 8_000)}
+#: By layer, III and II, in the numbers of the header.
 _MPEG1_KBITS = {
-    3: (0, 32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
-    2: (0, 32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
     1: (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
+    2: (0, 32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
 }
-_MPEG2_KBITS = {
-    3: (0, 32, 48, 56, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256),
-    2: (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
-    1: (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
-}
+_MPEG2_KBITS = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
 
 
 def sniff(path: Path, max_packets: int) -> str | None:
     """The container: wav, mp3, mp4, webm, ogg, flac or aac; None: none of those.
 
     Raises:
-        InvalidRequest: it is an mp4 whose tables would hold more than `max_packets`.
+        InvalidRequest: it promises more than it can hold, or an mp4 more than `max_packets`.
     """
     with path.open("rb") as file:
         head = file.read(_HEAD)
@@ -33,8 +30,12 @@ def sniff(path: Path, max_packets: int) -> str | None:
             file.seek(tag)
             head = file.read(_HEAD)
     form = _form_of(head)
+    if tag and form not in _TAGGED:
+        return None
     if form == "mp4":
-        check_tables(path, max_packets)
+        check_mp4(path, max_packets)
+    if form == "wav":
+        check_wav(path)
     return form
 
 
@@ -92,16 +93,13 @@ def _adts_length(header: bytes) -> int:
 
 
 def _mpeg_length(header: bytes) -> int:
-    """Bytes of a frame of MPEG sound, layers I to III; 0: it is none."""
+    """Bytes of a frame of MPEG sound, layer II or III (layer I looks like text in UTF-16); 0: it is none."""
     if header[0] != 0xFF or header[1] & 0xE0 != 0xE0:
         return 0
     version, layer = header[1] >> 3 & 3, header[1] >> 1 & 3
     bits, rate, padding = header[2] >> 4, header[2] >> 2 & 3, header[2] >> 1 & 1
-    if version == 1 or layer == 0 or bits in (0, 15) or rate == 3:
+    if version == 1 or layer in (0, 3) or bits in (0, 15) or rate == 3:
         return 0
-    per_second = (_MPEG1_KBITS if version == 3 else _MPEG2_KBITS)[layer][bits] * 1_000
-    hertz = _MPEG_RATES[version][rate]
-    if layer == 3:
-        return (12 * per_second // hertz + padding) * 4
+    kbits = _MPEG1_KBITS[layer][bits] if version == 3 else _MPEG2_KBITS[bits]
     samples = 576 if layer == 1 and version != 3 else 1_152
-    return samples // 8 * per_second // hertz + padding
+    return samples // 8 * kbits * 1_000 // _MPEG_RATES[version][rate] + padding

@@ -98,18 +98,20 @@ class Spool:
     def _append(self, block: bytearray) -> None:
         if self._file is not None:
             self._file.write(block)
+            self._file.flush()
 
     def _open(self) -> None:
         self._parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.folder = Path(tempfile.mkdtemp(dir=self._parent))
         self._lock = (self.folder / _LOCK).open("wb")
         fcntl.flock(self._lock, fcntl.LOCK_EX)
-        self._file = self.path.open("wb", buffering=0)
+        self._file = self.path.open("wb")
 
     def _remove(self) -> None:
         for file in (self._file, self._lock):
             if file is not None:
-                file.close()
+                with suppress(OSError):  # what it could not write before, it cannot now
+                    file.close()
         if self.folder != self._parent:
             _remove_all(self.folder)
 

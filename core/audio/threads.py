@@ -9,7 +9,10 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from typing import ParamSpec, TypeVar
+
+from domain.errors import Unavailable
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -32,18 +35,30 @@ class AudioThreads:
         self._flags: set[threading.Event] = set()
 
     async def run(self, func: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """What `func` returns. Cancelled, it waits until the thread has let go of its files (5 s at the most)."""
+        """What `func` returns. Cancelled, it waits until the thread has let go of its files (5 s at the most).
+
+        Raises:
+            Unavailable: the house is closing.
+        """
         flag = threading.Event()
+        try:
+            job = self._executor.submit(_flagged, flag, partial(func, *args, **kwargs))
+        except RuntimeError:
+            raise _stopping() from None
         self._flags.add(flag)
-        work = asyncio.get_running_loop().run_in_executor(self._executor, lambda: _flagged(flag, func, *args, **kwargs))
+        work = asyncio.wrap_future(job)
         work.add_done_callback(lambda done: self._flags.discard(flag))
         try:
-            return await asyncio.shield(work)
+            await asyncio.wait({work})
         except asyncio.CancelledError:
             flag.set()
             work.add_done_callback(_forget)
-            await asyncio.wait({work}, timeout=_STOP_WITHIN)
+            if not job.cancel():  # it is not in the line any more
+                await asyncio.wait({work}, timeout=_STOP_WITHIN)
             raise
+        if work.cancelled():
+            raise _stopping()
+        return work.result()
 
     async def close(self) -> None:
         """Stop what runs and take nothing more."""
@@ -52,12 +67,10 @@ class AudioThreads:
         self._executor.shutdown(wait=False, cancel_futures=True)
 
 
-def _flagged(flag: threading.Event, func: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    if flag.is_set():  # given up while it stood in line
-        raise InterruptedError
+def _flagged(flag: threading.Event, work: Callable[[], T]) -> T:
     _current.flag = flag
     try:
-        return func(*args, **kwargs)
+        return work()
     finally:
         _current.flag = None
 
@@ -65,3 +78,7 @@ def _flagged(flag: threading.Event, func: Callable[P, T], *args: P.args, **kwarg
 def _forget(work: "asyncio.Future[T]") -> None:
     with suppress(asyncio.CancelledError):
         work.exception()
+
+
+def _stopping() -> Unavailable:
+    return Unavailable("The server is stopping.", retry_after=1)
