@@ -52,22 +52,29 @@ def zip_bomb() -> bytes:
     return out.getvalue()
 
 
+def _crc(data: bytes, bits: int, polynomial: int) -> int:
+    rest = 0
+    for byte in data:
+        rest ^= byte << (bits - 8)
+        for _ in range(8):
+            rest = ((rest << 1) ^ (polynomial if rest >> (bits - 1) else 0)) & ((1 << bits) - 1)
+    return rest
+
+
 @functools.cache
 def ten_hours_of_silence() -> bytes:
-    """In less than a megabyte: ALAC writes a second of it in a few bytes."""
-    import av
-
-    out, rate = io.BytesIO(), 4_000
-    with av.open(out, "w", format="mp4") as made:
-        stream = made.add_stream("alac", rate=rate, layout="mono")
-        made.start_encoding()
-        frame = av.AudioFrame("s16p", "mono", samples=stream.codec_context.frame_size)
-        frame.sample_rate = rate
-        frame.planes[0].update(bytes(frame.planes[0].buffer_size))
-        for _ in range(10 * 3_600 * rate // frame.samples):
-            made.mux(stream.encode(frame))
-        made.mux([packet for packet in stream.encode(None) if packet.size])
-    return out.getvalue()
+    """A FLAC of a few bytes for each 8 seconds: one value, for the whole of the largest block."""
+    rate, block = 8_000, 65_535
+    told = (rate << 44) | (15 << 36) | (10 * 3_600 * rate)  # one channel of 16 bits, and how many samples
+    out = [b"fLaC\x80\0\0\x22", struct.pack(">HH", block, block), bytes(6), told.to_bytes(8, "big"), bytes(16)]
+    for number in range(10 * 3_600 * rate // block):
+        coded = bytes([number]) if number < 128 else bytes([0xC0 | number >> 6, 0x80 | number & 63])
+        if number >= 2048:
+            coded = bytes([0xE0 | number >> 12, 0x80 | number >> 6 & 63, 0x80 | number & 63])
+        head = b"\xff\xf8\x74\x08" + coded + struct.pack(">H", block - 1)
+        frame = head + bytes([_crc(head, 8, 0x07)]) + b"\0\0\0"
+        out.append(frame + struct.pack(">H", _crc(frame, 16, 0x8005)))
+    return b"".join(out)
 
 
 BAD = {
@@ -231,5 +238,6 @@ async def test_twenty_uploads_at_once_hold_nobody_up(own_server: tuple[str, psut
         while not all(one.done() for one in uploads):
             during += await latencies(client, 1)
         assert [one.result() for one in uploads] == [200] * 20
-    print(f"p95 {before * 1e3:.1f} ms before, {p95(during) * 1e3:.1f} ms while 20 files are heard")
+    told = [f"{1e3 * one:.1f} ms" for one in (before, p95(during), max(during))]
+    print(f"p95 {told[0]} before, {told[1]} while 20 files are heard, slowest {told[2]}")
     assert p95(during) <= max(2 * before, 0.01)
