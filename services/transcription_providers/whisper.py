@@ -92,6 +92,8 @@ class Transcriber(BaseTranscriber):
 
 def _listen(model: Any, pcm: bytes, asked: TranscriptionOptions) -> SpanTranscript:
     """In a thread; its work lets go of the interpreter."""
+    if not model.model.is_multilingual:
+        _check_english(asked)
     numpy: Any = importlib.import_module("numpy")
     sound = numpy.frombuffer(pcm, numpy.int16).astype(numpy.float32) / _FULL
     more: dict[str, Any] = {} if asked.temperature is None else {"temperature": asked.temperature}
@@ -125,6 +127,20 @@ def _listen(model: Any, pcm: bytes, asked: TranscriptionOptions) -> SpanTranscri
         segments=segments,
         words=words if asked.words else None,
     )
+
+
+def _check_english(asked: TranscriptionOptions) -> None:
+    """The library would quietly take English instead.
+
+    Raises:
+        InvalidRequest: it is not English that is wanted of weights that know nothing else.
+    """
+    if asked.language not in (None, "en"):
+        raise InvalidRequest("This model knows English only.", code="language_not_supported", param="language")
+    if asked.translate:
+        raise InvalidRequest(
+            "This model knows English only: it does not translate.", code="not_supported", param="model"
+        )
 
 
 def _segment(place: int, one: Any) -> Segment:
