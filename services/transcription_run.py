@@ -183,7 +183,8 @@ class TranscriptionRun:
                         self._told.append(text)
                         yield text
                     if self.plan.options.diarize:
-                        for segment in self._service.join(self.plan, parts).segments[-len(part.segments) :]:
+                        known = self._service.join(self.plan, parts).segments
+                        for segment in known[len(known) - len(part.segments) :]:
                             yield segment
         self.transcript = self._service.join(self.plan, parts)
 
