@@ -19,6 +19,7 @@ from services.run_events import RunEvents
 from services.run_service import RunService
 from services.session_service import SessionService
 from services.speech_service import SpeechService
+from services.transcription_service import TranscriptionService
 from services.user_service import UserService
 
 
@@ -53,6 +54,10 @@ async def _embeddings(connection: HTTPConnection) -> EmbeddingService:
 
 async def _speech(connection: HTTPConnection) -> SpeechService:
     return (await get_services(connection)).speech
+
+
+async def _transcription(connection: HTTPConnection) -> TranscriptionService:
+    return (await get_services(connection)).transcription
 
 
 async def _registry(connection: HTTPConnection) -> AgentRegistry:
@@ -109,6 +114,7 @@ AgentServiceDep = Annotated[AgentService, Depends(_agents)]
 DirectServiceDep = Annotated[DirectService, Depends(_direct)]
 EmbeddingServiceDep = Annotated[EmbeddingService, Depends(_embeddings)]
 SpeechServiceDep = Annotated[SpeechService, Depends(_speech)]
+TranscriptionServiceDep = Annotated[TranscriptionService, Depends(_transcription)]
 AgentRegistryDep = Annotated[AgentRegistry, Depends(_registry)]
 LLMServiceDep = Annotated[LLMService, Depends(_llm)]
 AuthServiceDep = Annotated[AuthService, Depends(_auth)]

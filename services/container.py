@@ -32,6 +32,7 @@ from services.run_service import RunService
 from services.session_service import SessionService
 from services.speech_service import SpeechService
 from services.tool_registry import ToolRegistry
+from services.transcription_service import TranscriptionService, open_transcription
 from services.user_service import UserService
 
 
@@ -52,6 +53,7 @@ class Services:
     direct: DirectService
     embeddings: EmbeddingService
     speech: SpeechService
+    transcription: TranscriptionService
     records: RecordStore
     recorder: RunRecorder
     sessions: SessionService
@@ -110,6 +112,7 @@ async def open_services(
         responses = ResponseService(records, sessions)
         stack.push_async_callback(responses.aclose)
         direct = DirectService(llm, agents, runs, records, recorder)
+        transcription = await stack.enter_async_context(open_transcription(llm, runs, records, recorder, settings))
         idempotency = IdempotencyService(database)
         ring = KeyRing.from_settings(settings.security, settings.storage.data_dir)
         background = None
@@ -135,6 +138,7 @@ async def open_services(
             direct=direct,
             embeddings=EmbeddingService(llm, records, metrics, settings.agents.max_concurrent_runs),
             speech=SpeechService(llm, records, metrics, settings.agents.max_concurrent_runs),
+            transcription=transcription,
             records=records,
             recorder=recorder,
             sessions=sessions,

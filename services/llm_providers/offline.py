@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
+from importlib.util import find_spec
 from typing import Any, cast
 
 import orjson
@@ -40,6 +41,7 @@ from services.speech_engines import ENGINES, SpeechEngine, found_engines
 
 NAME = "rules"
 HASH = "hash"
+EARS = "pocketsphinx"
 _TOKEN = re.compile(r"\w+|[^\w\s]")
 _PIECE = re.compile(r"\s*\S+\s*?")
 _CALL = re.compile(r"\bcall\s+(?P<name>[\w-]+)\s+with\s+(?P<arguments>\{.*\})", re.IGNORECASE | re.DOTALL)
@@ -170,7 +172,8 @@ class Provider(BaseProvider):
         yield _told(_head(model, "chat.completion.chunk"), answer, deltas)
 
     async def list_models(self, within: float) -> list[ListedModel]:
-        """The two there are, and those that speak, where their programs are."""
+        """Those there are; those that speak where their programs are, and ears where the extra is installed."""
+        heard = [ListedModel(EARS, "transcription")] if find_spec("pocketsphinx") else []
         return [
             ListedModel(
                 NAME,
@@ -185,13 +188,14 @@ class Provider(BaseProvider):
                 ListedModel(name, "speech", description=f"Offline demonstration: {one.program} speaks. {one.says}")
                 for name, one in self._engines.items()
             ),
+            *heard,
         ]
 
     async def embed(self, name: str, asked: EmbeddingRequest) -> Embedded:
         """By feature hashing, in as many dimensions as are wanted, up to 4,096."""
-        if name == NAME:
+        if name in (NAME, EARS):
             raise InvalidRequest(
-                "The model 'offline/rules' has no embeddings; 'offline/hash' has.",
+                f"The model 'offline/{name}' has no embeddings; 'offline/hash' has.",
                 code="embeddings_not_supported",
                 param="model",
             )
@@ -275,7 +279,7 @@ def _known_fields(message: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_chats(name: str) -> None:
-    does = "embeds" if name == HASH else "speaks" if name in ENGINES else None
+    does = "embeds" if name == HASH else "speaks" if name in ENGINES else "transcribes" if name == EARS else None
     if does is not None:
         raise InvalidRequest(
             f"The model 'offline/{name}' {does}; it does not answer.", code="not_a_chat_model", param="model"
