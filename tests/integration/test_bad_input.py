@@ -177,7 +177,7 @@ OPERATIONS = [
     ("POST", "/api/runs/{run_id}/approve"), ("POST", "/api/runs/{run_id}/requeue"), ("GET", "/api/webhooks/secret"),
     ("GET", "/api/runs/{run_id}/events"), ("POST", "/api/schedules"), ("GET", "/api/schedules"),
     ("GET", "/api/schedules/{schedule_id}"), ("PATCH", "/api/schedules/{schedule_id}"),
-    ("DELETE", "/api/schedules/{schedule_id}"), ("POST", "/v1/embeddings"),
+    ("DELETE", "/api/schedules/{schedule_id}"), ("POST", "/v1/embeddings"), ("POST", "/v1/realtime/client_secrets"),
 ]  # fmt: skip
 
 
