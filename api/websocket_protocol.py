@@ -24,6 +24,7 @@ class GuardedWebSocketProtocol(WebSocketsSansIOProtocol):
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self.logger = _quiet
+        self.conn.logger, self.conn.debug = _quiet, False  # at DEBUG it logs whole heads, credentials and all
         self._abort_timer: asyncio.TimerHandle | None = None
 
     def connection_lost(self, exc: Exception | None) -> None:

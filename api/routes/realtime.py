@@ -228,7 +228,7 @@ class ClientSecretAnswer(BaseModel):
 
 @router.post(
     "/v1/realtime/client_secrets",
-    responses=openai_responses(400, 401, 403, 404),
+    responses=openai_responses(400, 401, 403, 404, 409, 413, 415, 429),
     openapi_extra={
         "requestBody": {
             "required": False,

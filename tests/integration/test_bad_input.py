@@ -181,7 +181,7 @@ OPERATIONS = [
     ("POST", "/v1/chat/completions"), ("GET", "/v1/models"), ("GET", "/v1/models/{model_id}"),
     ("POST", "/v1/responses"), ("GET", "/v1/responses/{response_id}"), ("DELETE", "/v1/responses/{response_id}"),
     ("POST", "/v1/responses/{response_id}/cancel"), ("GET", "/v1/responses/{response_id}/input_items"),
-    ("POST", "/v1/audio/speech"),
+    ("POST", "/v1/audio/speech"), ("POST", "/v1/realtime/client_secrets"),
     ("POST", "/v1/audio/transcriptions"), ("POST", "/v1/audio/translations"),
 ]  # fmt: skip
 

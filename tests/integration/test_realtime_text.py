@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import socket as sockets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -481,6 +482,21 @@ async def test_browsers_bring_their_key_in_a_subprotocol(served: House) -> None:
         assert (await Socket(wire).receive())["type"] == "session.created"
 
 
+async def test_no_credential_and_no_address_is_logged(served: House, caplog: pytest.LogCaptureFixture) -> None:
+    token, secret = served.tokens["access_token"], (await client_secret(served))["value"]
+    caplog.clear()
+    caplog.handler.addFilter(lambda record: not record.name.startswith("websockets.client"))  # those are the test's own
+    with caplog.at_level(logging.DEBUG):
+        async with talking(served, "agent/simple") as talk:
+            await talk.ask("Salut")
+        protocols = ["realtime", f"openai-insecure-api-key.{secret}"]
+        async with connect(address(served), subprotocols=protocols) as wire:  # type: ignore[arg-type]
+            await wire.recv()
+        await refused(served, query={"token": token})
+    assert token not in caplog.text
+    assert secret not in caplog.text
+
+
 async def client_secret(house: House, model: str = "agent/simple", **more: Any) -> dict[str, Any]:
     body = {"session": {"type": "realtime", "model": model, "instructions": "Be brief."}, **more}
     answer = await house.client.post("/v1/realtime/client_secrets", json=body)
@@ -502,6 +518,7 @@ async def test_a_client_secret_opens_its_session_more_than_once_and_nothing_else
     for path in ("/auth/me", "/v1/models", "/api/sessions"):
         assert (await served.anyone.get(path, headers=bearer(secret))).status_code == 401
         assert (await served.anyone.get(path, headers=bearer(secret.removeprefix("ek_")))).status_code == 401
+    assert secret not in (await client_secret(served))["value"]
     again = await served.anyone.post("/v1/realtime/client_secrets", json={}, headers=bearer(secret))
     assert again.status_code == 403
     token = served.tokens["access_token"]
