@@ -1,8 +1,10 @@
 """Settings of realtime sessions: how many, how long, how fast."""
 
+from typing import Literal
+
 from pydantic import Field
 
-from config.fields import SettingsGroup
+from config.fields import OptionalText, SettingsGroup
 
 
 class RealtimeSettings(SettingsGroup):
@@ -47,6 +49,21 @@ class RealtimeSettings(SettingsGroup):
         gt=0,
         le=600,
         description="a reader that takes nothing for so long is closed with 1013",
+    )
+    output: Literal["text", "audio"] = Field(
+        "text",
+        alias="REALTIME_OUTPUT",
+        description="how answers are given in sessions that do not say; OpenAI's are spoken",
+    )
+    speech_model: OptionalText = Field(
+        None, alias="REALTIME_SPEECH_MODEL", description="who speaks, `provider/name`; default: the first that can"
+    )
+    turn_seconds: float = Field(
+        120,
+        alias="REALTIME_TURN_SECONDS",
+        ge=1,
+        le=600,
+        description="longest turn of a speaker: one that is longer is cut, or refused where the client commits",
     )
     ping_seconds: float = Field(
         20,

@@ -99,7 +99,7 @@ class SessionRepository(Repository[Session], Protocol):
 
 
 class RawMessageRepository(Protocol):
-    """Raw messages: appended, read, never changed."""
+    """Raw messages: appended, read, never changed, but for what was said aloud and not heard to its end."""
 
     async def create_for_session(
         self, session_id: str, owner_id: str, messages: Sequence[NewMessage], run_id: str | None = None
@@ -115,6 +115,10 @@ class RawMessageRepository(Protocol):
         Raises:
             NotFound: the owner has no such session.
         """
+        ...
+
+    async def cut(self, raw: RawMessage, lines: Sequence[SimpleMessage]) -> None:
+        """Put `raw` in the place of the message of its index, and its lines in the simple view."""
         ...
 
     async def find_by_session_id(self, session_id: str, *, after: int = -1, limit: int = 1_000) -> list[RawMessage]:

@@ -80,6 +80,26 @@ class Checkpoints:
         if self._exists():
             await (await self.saver()).adelete_thread(session_id)
 
+    async def cut(self, session_id: str, message_id: str, text: str) -> None:
+        """Leave only `text` of a message that the latest checkpoint of a session remembers."""
+        if not self._exists():
+            return
+        saver = await self.saver()
+        found = await saver.aget_tuple(_thread(session_id))
+        messages = None if found is None else found.checkpoint["channel_values"].get("messages")
+        if found is None or not isinstance(messages, list):
+            return
+        place = next((at for at, one in enumerate(messages) if getattr(one, "id", None) == message_id), None)
+        if place is None:
+            return
+        cut = [*messages[:place], messages[place].model_copy(update={"content": text}), *messages[place + 1 :]]
+        checkpoint = found.checkpoint.copy()
+        version = saver.get_next_version(checkpoint["channel_versions"]["messages"], None)
+        checkpoint["channel_values"] = {**checkpoint["channel_values"], "messages": cut}
+        checkpoint["channel_versions"] = {**checkpoint["channel_versions"], "messages": version}
+        parent = found.parent_config or _thread(session_id)
+        await saver.aput(parent, checkpoint, found.metadata, {"messages": version})
+
     async def copy(self, session_id: str, branch_id: str, before: int) -> int | None:
         """Give a branch what its session remembered before its message `before`.
 

@@ -23,6 +23,7 @@ from services.idempotency_service import IdempotencyService
 from services.llm_service import LLMService, open_llm_service
 from services.mcp_servers import open_mcp_servers
 from services.open_runs import OpenRuns
+from services.realtime.voice.opening import open_voice
 from services.realtime_service import RealtimeService
 from services.response_service import ResponseService
 from services.retention_service import RetentionService
@@ -113,6 +114,17 @@ async def open_services(
         stack.push_async_callback(responses.aclose)
         direct = DirectService(llm, agents, runs, records, recorder)
         transcription = await stack.enter_async_context(open_transcription(llm, runs, records, recorder, settings))
+        speech = SpeechService(llm, records, metrics, settings.agents.max_concurrent_runs)
+        voice = await stack.enter_async_context(
+            open_voice(
+                settings.realtime,
+                transcription,
+                speech,
+                records,
+                metrics,
+                live=settings.transcription.offline_processes,
+            )
+        )
         idempotency = IdempotencyService(database)
         ring = KeyRing.from_settings(settings.security, settings.storage.data_dir)
         background = None
@@ -137,7 +149,7 @@ async def open_services(
             agents=agents,
             direct=direct,
             embeddings=EmbeddingService(llm, records, metrics, settings.agents.max_concurrent_runs),
-            speech=SpeechService(llm, records, metrics, settings.agents.max_concurrent_runs),
+            speech=speech,
             transcription=transcription,
             records=records,
             recorder=recorder,
@@ -165,6 +177,7 @@ async def open_services(
                 direct=direct,
                 sessions=sessions,
                 registry=registry,
+                voice=voice,
             ),
             background=background,
         )

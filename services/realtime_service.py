@@ -10,6 +10,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from uuid_utils import uuid7
+
 from config.realtime_settings import RealtimeSettings
 from core.database.engine import Database
 from core.metrics import Metrics
@@ -54,10 +56,14 @@ class Ticket:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """The session that is wanted: `model` as in the address, and the stored one that is to go on."""
+    """The session that is wanted: `model` as in the address, and the stored one that is to go on.
+
+    `transcribes`: nobody answers in it, and nothing of it is stored.
+    """
 
     model: str | None = None
     session_id: str | None = None
+    transcribes: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -219,6 +225,8 @@ class RealtimeService:
         self, wanted: Wanted, ticket: Ticket, describe: Callable[[RouteurError], dict[str, Any]]
     ) -> RealtimeConversation:
         caller = ticket.caller
+        if wanted.transcribes:
+            return self._transcribing(ticket, describe)
         model, given = await self._model_of(wanted, ticket)
         target = target_of(model)
         resolved = await self._agents.resolve(target.agent or DIRECT, target.model, wanted.session_id, caller)
@@ -237,8 +245,27 @@ class RealtimeService:
             config.update(given)
         config.expires(min(time.time() + self.settings.total_seconds, ticket.expires_at))
         answers = Answers(target, caller, self._agents, self._direct)
-        terms = Terms(caller, answers, history, describe, self.voice)
+
+        async def cut(message_id: str, text: str) -> None:
+            await self._sessions.cut_message(session_id, message_id, text, caller)
+
+        terms = Terms(caller, answers, history, describe, self.voice, cut)
         return RealtimeConversation(config, terms, Outbox(self.settings.outbox_kb * 1_000), calls)
+
+    def _transcribing(self, ticket: Ticket, describe: Callable[[RouteurError], dict[str, Any]]) -> RealtimeConversation:
+        """A conversation in which nobody answers."""
+        if ticket.secret is not None:
+            raise InvalidRequest("The client secret is for a session that talks.", code="invalid_value", param="intent")
+        target = target_of(self._default_model())
+        config = SessionConfig(f"sess_{uuid7().hex}", "", target, self.voice, transcribes=True)
+        config.expires(min(time.time() + self.settings.total_seconds, ticket.expires_at))
+
+        async def history() -> Sequence[WireMessage]:
+            return []
+
+        answers = Answers(target, ticket.caller, self._agents, self._direct)
+        terms = Terms(ticket.caller, answers, history, describe, self.voice)
+        return RealtimeConversation(config, terms, Outbox(self.settings.outbox_kb * 1_000))
 
     async def _model_of(self, wanted: Wanted, ticket: Ticket) -> tuple[str, SessionParameters | None]:
         """Who is to answer, and how the session is set up when a client secret says so."""

@@ -57,6 +57,10 @@ class SessionMemory(Protocol):
         """Delete it."""
         ...
 
+    async def cut(self, session_id: str, message_id: str, text: str) -> None:
+        """Leave only `text` of a message that is remembered."""
+        ...
+
     async def copy(self, session_id: str, branch_id: str, before: int) -> int | None:
         """Copy what was remembered before message `before`; the index it goes up to, None: nothing."""
         ...
@@ -344,6 +348,27 @@ class SessionService:
                 await work.sessions.update_session(made.id, caller.user_id, synced=min(synced, before))
             return SessionInfo.of(await _required(work, made.id, caller))
 
+    async def cut_message(self, session_id: str, message_id: str, text: str, caller: Principal) -> bool:
+        """Leave of an assistant's message what was heard of it, in the record and in what its agent remembers.
+
+        False: no such message is stored.
+
+        Raises:
+            NotFound: the caller has no such session.
+        """
+        async with self._store.unit_of_work() as work:
+            session = await _required(work, session_id, caller)
+            found = await self._message(work, session, message_id)
+            if found is None:
+                return False
+            inside = found.message_data["data"]
+            told = {"reason": "not heard", **(inside.get("response_metadata") or {}), "partial": True}
+            data = {**found.message_data, "data": {**inside, "content": text, "response_metadata": told}}
+            cut = found.model_copy(update={"message_data": data})
+            await work.raw_messages.cut(cut, self._transformer.transform_messages([cut]))
+        await self._memory.cut(session_id, message_id, text)
+        return True
+
     async def rebuild(self, session_id: str) -> int:
         """Derive the simplified view of a session again from its raw messages; how many lines it has now.
 
@@ -393,6 +418,14 @@ class SessionService:
         )
 
     # -- inside --
+
+    async def _message(self, work: RecordWork, session: Session, message_id: str) -> RawMessage | None:
+        """A message by the id that its agent or model gave it; it is among the last ones."""
+        after = max(-1, session.message_count - _PAGE)
+        for raw in reversed(await work.raw_messages.find_by_session_id(session.id, after=after, limit=_PAGE)):
+            if raw.format == "langchain" and (raw.message_data.get("data") or {}).get("id") == message_id:
+                return raw
+        return None
 
     async def _save(
         self, session_id: str, raw: list[dict[str, Any]], form: MessageFormat, caller: Principal

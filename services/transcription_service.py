@@ -72,6 +72,7 @@ class TranscriptionService:
 
     Attributes:
         room: parts that are transcribed at once, of all files.
+        threads: where sound is worked on.
     """
 
     def __init__(
@@ -89,7 +90,7 @@ class TranscriptionService:
         self.room = asyncio.Semaphore(self.settings.at_once)
         self._store = store
         self._recorder = recorder
-        self._threads = threads
+        self.threads = threads
         self._limits = AudioLimits.of(settings)
         self._uploads = settings.storage.data_dir / "uploads"
         self._ears: dict[str, BaseTranscriber] = {}
@@ -175,7 +176,7 @@ class TranscriptionService:
             InvalidRequest, UnsupportedMedia, TooLarge, Unavailable: it is no sound that we take.
         """
         try:
-            return await self._threads.run(decode, upload, target, self._limits)
+            return await self.threads.run(decode, upload, target, self._limits)
         except InvalidRequest as error:
             error.param = error.param or "file"
             raise
@@ -196,7 +197,7 @@ class TranscriptionService:
         longest = max(min(bounds, default=audio.seconds), 2 * _SHORTEST)
         spans = [AudioSpan(0, audio.samples)]
         if audio.seconds > longest:
-            spans = await self._threads.run(split, audio, longest, shortest=_SHORTEST)
+            spans = await self.threads.run(split, audio, longest, shortest=_SHORTEST)
         return TranscriptionPlan(model.id, audio, tuple(spans), options)
 
     async def transcribe_span(self, plan: TranscriptionPlan, index: int) -> SpanTranscript:
@@ -241,7 +242,7 @@ class TranscriptionService:
 
     async def _part(self, plan: TranscriptionPlan, index: int) -> tuple[BaseTranscriber, str, Sound]:
         model = await self.llm.resolve(plan.model, kind="transcription")
-        return self._transcriber(model), model.name, Sound(plan.audio, plan.spans[index], self._threads)
+        return self._transcriber(model), model.name, Sound(plan.audio, plan.spans[index], self.threads)
 
     def _transcriber(self, model: ResolvedModel) -> BaseTranscriber:
         """The ears of its provider, made when they are first needed.
@@ -259,7 +260,7 @@ class TranscriptionService:
         if vendor not in _VENDORS:
             raise _deaf(f"The provider '{model.provider}' has no transcription.")
         module = importlib.import_module(f"services.transcription_providers.{vendor}")
-        surroundings = Surroundings(provider.config, provider.client, self.settings, self._threads)
+        surroundings = Surroundings(provider.config, provider.client, self.settings, self.threads)
         ears: BaseTranscriber = module.Transcriber(surroundings)
         self._ears[model.provider] = ears
         return ears

@@ -171,9 +171,11 @@ def _wanted(websocket: WebSocket) -> Wanted:
     query = websocket.query_params
     if _SECRETS_IN_URLS & {name.lower() for name in query}:
         raise InvalidRequest("Credentials do not belong into an address, which ends in logs.", code="key_in_url")
-    for name in ("call_id", "intent"):
-        if query.get(name):
-            raise InvalidRequest(f"'{name}' is not supported here.", code="unsupported_parameter", param=name)
+    if query.get("call_id"):
+        raise InvalidRequest("'call_id' is not supported here.", code="unsupported_parameter", param="call_id")
+    intent = query.get("intent") or None
+    if intent not in (None, "transcription"):
+        raise InvalidRequest("The only intent is 'transcription'.", code="invalid_value", param="intent")
     model = query.get("model") or None
     if model is not None and (len(model) > 200 or not _MODEL_ID.fullmatch(model)):
         raise InvalidRequest("That cannot be a model.", code="invalid_value", param="model")
@@ -184,7 +186,13 @@ def _wanted(websocket: WebSocket) -> Wanted:
     session_id = named if named is not None else also
     if session_id is not None and not _SESSION_ID.fullmatch(session_id):
         raise InvalidRequest("That cannot be a session's id.", code="invalid_session_id", param="session_id")
-    return Wanted(model, session_id)
+    if intent is not None and (model is not None or session_id is not None):
+        raise InvalidRequest(
+            "A session that only transcribes has no model and is not stored: say who listens with session.update.",
+            code="invalid_value",
+            param="model" if model is not None else "session_id",
+        )
+    return Wanted(model, session_id, transcribes=intent is not None)
 
 
 def _describe(error: RouteurError) -> dict[str, Any]:

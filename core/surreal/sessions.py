@@ -177,6 +177,22 @@ class RawMessageRepository:
                 )
                 self._work.create(SIMPLE, *_line_row(line))
 
+    async def cut(self, raw: RawMessage, lines: Sequence[SimpleMessage]) -> None:
+        """Put `raw` in the place of the message of its index, and its lines in the simple view."""
+        place: Row = {"session_id": raw.session_id, "message_index": raw.message_index, "run_id": raw.run_id}
+        data = orjson.dumps(raw.message_data).decode()
+        row = {**place, "format": raw.format, "data": data, "timestamp": raw.timestamp}
+        self._work.put(RAW, f"{raw.session_id}_{raw.message_index:09}", row)
+        old = await self._work.rows(
+            f"SELECT part FROM {SIMPLE} WHERE session_id = $s AND message_index = $at",
+            s=raw.session_id,
+            at=raw.message_index,
+        )
+        for one in old:
+            self._work.put(SIMPLE, f"{raw.session_id}_{raw.message_index:09}_{one['part']:04}", None)
+        for line in lines:
+            self._work.put(SIMPLE, *_line_row(line))
+
     async def find_by_session_id(self, session_id: str, *, after: int = -1, limit: int = 1_000) -> list[RawMessage]:
         """Messages with an index above `after`, in order."""
         rows = await self._work.rows(

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -25,20 +25,25 @@ from services.realtime.schemas import (
     ItemNamed,
     ItemReference,
     ItemTruncate,
+    OutputAudio,
     ResponseCancel,
     ResponseCreate,
     ResponseParameters,
     SessionUpdate,
+    TranscriptionUpdate,
     checked,
     read_item,
 )
-from services.realtime.seams import Turned, VoiceSeams
+from services.realtime.seams import Heard, Hearing, Turned, VoiceSeams
 from services.realtime.session_config import SessionConfig, parameters_of
+from services.realtime.voice.spoken import SpokenAnswer
 from services.wire_messages import WireMessage
 
 logger = logging.getLogger(__name__)
 
 _MAX_TOKENS = "max_output_tokens"
+_SOUND = "output_audio"
+_CLOCKS_MS = 1_000  # by which the clock of who plays sound may be ahead
 
 
 class AsksAnswers(Protocol):
@@ -62,6 +67,7 @@ class Terms:
     Attributes:
         history: what the stored session holds already, as messages of chat completions.
         describe: a failure as OpenAI's clients are told of it: message, type, param, code.
+        cut: leaves of a recorded message, named by its id, only that text.
     """
 
     caller: Principal
@@ -69,6 +75,7 @@ class Terms:
     history: Callable[[], Awaitable[Sequence[WireMessage]]]
     describe: Callable[[RouteurError], dict[str, Any]]
     voice: VoiceSeams = field(default_factory=VoiceSeams)
+    cut: Callable[[str, str], Awaitable[None]] | None = None
 
 
 @dataclass(slots=True)
@@ -79,7 +86,10 @@ class _Active:
     question: Callable[[], Question]
     asked: list[Item]
     event_id: str | None
+    output: OutputAudio | None = None  # how it is spoken; None: it is written
+    alone: bool = False
     answer: Answer | None = None
+    spoken: SpokenAnswer | None = None
     cancelled: str | None = None
     task: "asyncio.Task[None] | None" = None
 
@@ -108,6 +118,9 @@ class RealtimeConversation:
         self._active: _Active | None = None
         self._buffer: AudioBuffer | None = None
         self._speaking: str | None = None  # the id that the item of the present turn will have
+        self._hearing: Hearing | None = None  # who listens to it
+        self._at_ms = 0  # how much sound came before the present buffer
+        self._owed = False  # a turn waits for the answer that is being given
         self._rules = ""  # what an agent was told to obey
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -134,7 +147,10 @@ class RealtimeConversation:
             event = _parsed(frame)
             given = event.get("event_id")
             event_id = given if isinstance(given, str) and len(given) <= 512 else None
-            self._handle(event, event_id)
+            if event.get("type") == "input_audio_buffer.append":
+                await self._append(checked(AudioAppend, event))
+            else:
+                self._handle(event, event_id)
         except RouteurError as error:
             self._refuse(error, event_id)
         except Exception as error:
@@ -163,6 +179,7 @@ class RealtimeConversation:
     async def aclose(self) -> None:
         """Stop whatever goes on; what an answer has said is kept."""
         self.outbox.close()
+        self._drop_hearing()
         active = self._active
         tasks = [*self._tasks, *([active.task] if active is not None and active.task is not None else [])]
         for task in tasks:
@@ -193,32 +210,41 @@ class RealtimeConversation:
                 self._respond(checked(ResponseCreate, event).response or ResponseParameters(), event_id)
             case "response.cancel":
                 self._cancel(checked(ResponseCancel, event))
-            case "input_audio_buffer.append":
-                self._append(checked(AudioAppend, event))
             case "input_audio_buffer.commit":
                 checked(Bare, event)
                 self._commit()
             case "input_audio_buffer.clear":
                 checked(Bare, event)
                 self._ears().clear()
+                self._drop_hearing()
                 self._speaking = None
                 self._tell({"type": "input_audio_buffer.cleared"})
             case _:
                 raise InvalidRequest("Unknown event type; see docs/realtime.md.", code="invalid_value", param="type")
 
     def _update(self, event: Event) -> None:
-        session = event.get("session")
-        if isinstance(session, dict) and session.get("type") == "transcription":
-            raise InvalidRequest(
-                "Sessions that only transcribe are not available here.",
-                code="transcription_not_available",
-                param="session.type",
-            )
-        sent = checked(SessionUpdate, event)
-        self.config.update(sent.session)
-        if sent.session.audio is not None:
+        before = self._heard_as()
+        if self.config.transcribes:
+            self.config.update_transcription(checked(TranscriptionUpdate, event).session)
+        else:
+            session = event.get("session")
+            if isinstance(session, dict) and session.get("type") == "transcription":
+                raise InvalidRequest(
+                    "A session that talks cannot become one that only transcribes: open one with intent=transcription.",
+                    code="invalid_value",
+                    param="session.type",
+                )
+            self.config.update(checked(SessionUpdate, event).session)
+        if self._buffer is not None and self._heard_as() != before:
+            self._at_ms = self._buffer.at_ms
             self._buffer = None  # made anew, with the format and the turn detection that were chosen
+            self._drop_hearing()
+            self._speaking = None
         self._tell({"type": "session.updated", "session": self.config.shown()})
+
+    def _heard_as(self) -> tuple[Any, Any]:
+        shown = self.config.shown()["audio"]["input"]
+        return shown["format"], shown["turn_detection"]
 
     def _create(self, sent: ItemCreate) -> None:
         item = item_of(read_item(sent.item, "item"))
@@ -250,17 +276,54 @@ class RealtimeConversation:
             )
 
     def _truncate(self, sent: ItemTruncate) -> None:
-        shown = self._items.get(sent.item_id).shown
-        parts = shown.get("content") or []
-        if sent.content_index >= len(parts) or parts[sent.content_index]["type"] != "output_audio":
+        item = self._items.get(sent.item_id)
+        parts = item.shown.get("content") or []
+        active = self._active
+        speaking = active if active is not None and item in active.events.output else None
+        if speaking is None and not (sent.content_index < len(parts) and parts[sent.content_index]["type"] == _SOUND):
             raise InvalidRequest(
                 "Only audio that the assistant has said can be truncated.", code="invalid_value", param="content_index"
             )
-        raise InvalidRequest("This server does not speak.", code="audio_not_available", param="item_id")
+        if sent.content_index or not item.marks:
+            raise InvalidRequest("There is no audio at that place.", code="invalid_value", param="content_index")
+        if sent.audio_end_ms > item.spoken_ms + _CLOCKS_MS:
+            raise InvalidRequest(
+                f"Of that item there are {item.spoken_ms} ms of audio.", code="invalid_value", param="audio_end_ms"
+            )
+        self._later(self._cut(item, sent.audio_end_ms, speaking), f"truncating {item.id}")
+
+    async def _cut(self, item: Item, at_ms: int, speaking: "_Active | None") -> None:
+        """Leave of something said what was heard; what is still being said is waited for."""
+        if speaking is not None and speaking.task is not None:
+            await asyncio.wait({speaking.task})
+        if item.shown["content"][0]["type"] != _SOUND:  # pragma: no cover - it was spoken when it was truncated
+            return
+        before = item.shown["content"][0]["transcript"]
+        text = item.cut(at_ms)
+        if text != before:
+            await self._cut_record(item.record_id, text)
+        told = {"item_id": item.id, "content_index": 0, "audio_end_ms": at_ms}
+        self._tell({"type": "conversation.item.truncated", **told})
+
+    async def _cut_record(self, record_id: str, text: str) -> None:
+        if self._terms.cut is None:
+            return
+        try:
+            await self._terms.cut(record_id, text)
+        except RouteurError as error:
+            self._refuse(error, None)
+
+    def _later(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        """Do it beside what is heard; the next response waits for it."""
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     # -- responses --
 
     def _respond(self, asked: ResponseParameters, event_id: str | None) -> None:
+        if self.config.transcribes:
+            raise InvalidRequest("This session only transcribes: nobody answers in it.", code="unsupported_event")
         if self._active is not None:
             raise Conflict(
                 f"The conversation already has an active response: {self._active.events.id}.",
@@ -288,10 +351,13 @@ class RealtimeConversation:
             "output_modalities": taken["output_modalities"],
             "max_output_tokens": taken[_MAX_TOKENS],
             "metadata": asked.metadata,
-            "audio": {"output": {name: self.config.shown()["audio"]["output"][name] for name in ("format", "voice")}},
+            "audio": {"output": {name: taken["audio"][name] for name in ("format", "voice")}},
         }
-        events = ResponseEvents(self._tell, None if alone else self._items.add, echo)
-        active = self._active = _Active(events, question, items, event_id)
+        events = ResponseEvents(self._tell, None if alone else self._items.add, echo, self._tell_sound)
+        active = self._active = _Active(events, question, items, event_id, alone=alone)
+        if taken["output_modalities"] == ["audio"]:
+            active.output = checked(OutputAudio, taken["audio"])
+        self._owed = False
         for item in items:
             item.heard = True
         whole = alone and asked.input is None
@@ -350,6 +416,7 @@ class RealtimeConversation:
             self._give_back(active)
             self._active = None
             self._refuse(error, active.event_id)
+            self._answer_owed()
             return
         except asyncio.CancelledError:
             self._active = None
@@ -362,15 +429,27 @@ class RealtimeConversation:
         self._active = None
         active.events.finished(outcome)
         self._tell({"type": "rate_limits.updated", "rate_limits": []})
+        if active.spoken is not None and outcome.status == "cancelled" and not active.alone:
+            for record_id, said in active.spoken.unsaid.items():
+                await self._cut_record(record_id, said.rstrip())
+        self._answer_owed()
+
+    def _answer_owed(self) -> None:
+        """A turn ended while another was answered: it has its answer now."""
+        if self._owed and self._active is None and self.ending is None:
+            self._owed = False
+            try:
+                self._respond(ResponseParameters(), None)
+            except RouteurError as error:
+                self._refuse(error, None)
 
     async def _told(self, active: _Active, answer: Answer) -> Outcome:
         """Tell the pieces of an answer as they come; gives how it ended."""
         try:
-            async with aclosing(answer.pieces()) as batches:
-                async for pieces in batches:
-                    for piece in pieces:
-                        active.events.add(piece)
-                    await self.outbox.room()
+            if active.output is not None:
+                await self._speak(active, answer, active.output)
+            else:
+                await self._write(active, answer)
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if self.ending is not None or self.outbox.closed or task is None:
@@ -379,6 +458,8 @@ class RealtimeConversation:
             if active.cancelled is None:
                 late = UpstreamTimeout("The run took longer than its limit.", code="run_timed_out")
                 return Outcome("failed", error=self._failure(late), usage=answer.ended.usage)
+        except RouteurError as error:  # it was written, and cannot be spoken
+            return Outcome("failed", error=self._failure(error), usage=answer.ended.usage)
         ended = answer.ended
         if ended.cancelled or active.cancelled is not None:
             return Outcome("cancelled", reason=active.cancelled or "client_cancelled", usage=ended.usage)
@@ -389,6 +470,29 @@ class RealtimeConversation:
         if ended.finish is FinishReason.CONTENT_FILTER:
             return Outcome("incomplete", reason="content_filter", usage=ended.usage)
         return Outcome("completed", usage=ended.usage)
+
+    async def _write(self, active: _Active, answer: Answer) -> None:
+        async with aclosing(answer.pieces()) as batches:
+            async for pieces in batches:
+                for piece in pieces:
+                    active.events.add(piece)
+                await self.outbox.room()
+
+    async def _speak(self, active: _Active, answer: Answer, wanted: OutputAudio) -> None:
+        speaker = self._terms.voice.speaker
+        if speaker is None:  # pragma: no cover - no session can ask for it without one
+            raise InternalError
+        spoken = SpokenAnswer(speaker, wanted, self._terms.caller, active.events, self.outbox)
+        async with aclosing(spoken):
+            active.spoken = spoken
+            if active.cancelled is not None:
+                spoken.hush()
+            async with aclosing(answer.pieces()) as batches:
+                async for pieces in batches:
+                    for piece in pieces:
+                        spoken.add(piece)
+                    await spoken.room()
+            await spoken.finish()
 
     def _check_question(self, question: Question, asked: list[Item]) -> None:
         """Somebody must have said something: an agent answers what is new, a model also what it is told to do."""
@@ -412,10 +516,12 @@ class RealtimeConversation:
             )
         self._stop(active, "client_cancelled")
 
-    @staticmethod
-    def _stop(active: _Active, reason: str) -> None:
+    def _stop(self, active: _Active, reason: str) -> None:
         if active.cancelled is None:
             active.cancelled = reason
+            if active.spoken is not None:
+                active.spoken.hush()
+            self.outbox.drop(_SOUND)
             if active.answer is not None:
                 active.answer.cancel()
 
@@ -435,73 +541,136 @@ class RealtimeConversation:
         if self._buffer is None:
             form, audio = self.config.input_format, self.config.audio
             wanted = audio.input.turn_detection if audio.input is not None else None
+            if wanted is not None and voice.detectors is None:
+                raise InvalidRequest(
+                    "This server does not tell turns: set turn_detection to null, and commit.",
+                    code="audio_not_available",
+                    param="session.audio.input.turn_detection",
+                )
             detector = voice.detectors(wanted, form) if wanted is not None and voice.detectors is not None else None
-            self._buffer = AudioBuffer(form, detector)
+            before = (wanted.prefix_padding_ms or 0) / 1_000 if wanted is not None else 0.0
+            self._buffer = AudioBuffer(
+                form, detector, most_seconds=voice.turn_seconds, before_seconds=before, at_ms=self._at_ms
+            )
         return self._buffer
 
-    def _append(self, sent: AudioAppend) -> None:
-        for turned in self._ears().append(sent.audio):
-            self._turn(turned)
+    async def _append(self, sent: AudioAppend) -> None:
+        buffer = self._ears()
+        for number, piece in enumerate(buffer.read(sent.audio)):
+            if number:
+                await asyncio.sleep(0)  # others have their turn
+            for turned in buffer.append(piece):
+                self._turn(buffer, turned)
+            if buffer.detects and self._speaking is None:
+                buffer.forget()
+                continue
+            if self._hearing is None and not buffer.detects:
+                self._follow()
+            if self._hearing is not None:
+                self._hearing.feed(buffer.fresh())
 
-    def _turn(self, turned: Turned) -> None:
+    def _turn(self, buffer: AudioBuffer, turned: Turned) -> None:
         wanted = self.config.audio.input
         detection = wanted.turn_detection if wanted is not None else None
         if turned.what == "started":
+            buffer.begin(turned.at_ms)
             self._speaking = item_id()
             told = {"item_id": self._speaking, "audio_start_ms": turned.at_ms}
             self._tell({"type": "input_audio_buffer.speech_started", **told})
+            self._follow()
             if self._active is not None and (detection is None or detection.interrupt_response is not False):
                 self._stop(self._active, "turn_detected")
             return
+        if self._hearing is not None:
+            self._hearing.feed(buffer.fresh(turned.at_ms))
+        if turned.what == "paused":
+            if self._hearing is not None:
+                self._hearing.pause()
+            return
         told = {"item_id": self._speaking or item_id(), "audio_end_ms": turned.at_ms}
         self._tell({"type": "input_audio_buffer.speech_stopped", **told})
-        self._commit(answer=detection is None or detection.create_response is not False)
+        self._commit(answer=detection is None or detection.create_response is not False, until_ms=turned.at_ms)
 
-    def _commit(self, *, answer: bool = False) -> None:
+    def _follow(self) -> None:
+        """Somebody listens from now on, when there is somebody who can while it is said."""
+        follower, audio = self._terms.voice.follower, self.config.audio.input
+        self._drop_hearing()
+        if follower is not None:
+            wanted = audio.transcription if audio is not None else None
+            self._hearing = follower.follow(self.config.input_format, wanted, self._terms.caller)
+
+    def _drop_hearing(self) -> None:
+        if self._hearing is not None:
+            self._hearing.drop()
+            self._hearing = None
+
+    def _commit(self, *, answer: bool = False, until_ms: int | None = None) -> None:
         """The turn is over: it becomes an item, and its words follow; `answer`: and then the response."""
-        sound = self._ears().take()
+        sound = self._ears().take(until_ms)
         new_id, self._speaking = self._speaking or item_id(), None
+        hearing, self._hearing = self._hearing, None
         part: Event = {"type": "input_audio", "transcript": None}
         head = {"id": new_id, "object": "realtime.item", "type": "message", "status": "completed"}
         item = Item(new_id, {**head, "role": "user", "content": [part]})
-        before = self._items.create(item, None)
+        try:
+            before = self._items.create(item, None)
+        except RouteurError:
+            if hearing is not None:
+                hearing.drop()
+            raise
         self._tell({"type": "input_audio_buffer.committed", "previous_item_id": before, "item_id": new_id})
         self._announce(item, before)
-        task = asyncio.create_task(self._listen(item, sound, answer=answer), name=f"listening {new_id}")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._later(self._listen(item, sound, hearing, answer=answer), f"listening {new_id}")
 
     async def _all_heard(self) -> None:
         """Wait for the words of turns that are over: clients commit and ask in one breath."""
         while self._tasks:
             await asyncio.wait(list(self._tasks))
 
-    async def _listen(self, item: Item, sound: bytes, *, answer: bool) -> None:
+    async def _listen(self, item: Item, sound: bytes, hearing: Hearing | None, *, answer: bool) -> None:
         listener = self._terms.voice.listener
         if listener is None:  # pragma: no cover - nobody commits without one
             return
-        audio = self.config.audio.input
+        audio, form = self.config.audio.input, self.config.input_format
         place = {"item_id": item.id, "content_index": 0}
         kind = "conversation.item.input_audio_transcription"
+        told = False
+
+        def tell(piece: str) -> None:
+            nonlocal told
+            told = True
+            self._tell({"type": f"{kind}.delta", **place, "delta": piece})
+
         try:
-            wanted = audio.transcription if audio is not None else None
-            heard = await listener.listen(sound, self.config.input_format, wanted, self._terms.caller)
+            if hearing is not None:
+                heard = await hearing.finish(sound, tell)
+            else:
+                wanted = audio.transcription if audio is not None else None
+                heard = await listener.listen(sound, form, wanted, self._terms.caller)
         except RouteurError as error:
             self._tell({"type": f"{kind}.failed", **place, "error": self._terms.describe(error)})
             return
+        except Exception as error:
+            logger.exception("a turn could not be listened to", extra={"session_id": self.session_id})
+            failure = InternalError()
+            failure.__cause__ = error
+            self._tell({"type": f"{kind}.failed", **place, "error": self._terms.describe(failure)})
+            return
         item.shown["content"][0]["transcript"] = heard.text
-        usage: Event = {"type": "duration", "seconds": heard.seconds}
-        self._tell({"type": f"{kind}.completed", **place, "transcript": heard.text, "usage": usage})
-        if answer and heard.text.strip() and self._active is None:  # silence is never answered
-            try:
-                self._respond(ResponseParameters(), None)
-            except RouteurError as error:
-                self._refuse(error, None)
+        if heard.text and not told and hearing is not None:
+            tell(heard.text)
+        self._tell({"type": f"{kind}.completed", **place, "transcript": heard.text, "usage": _usage_of(heard)})
+        if answer and heard.text.strip() and not self.config.transcribes:  # silence is never answered
+            self._owed = True
+            self._answer_owed()
 
     # -- telling --
 
     def _tell(self, event: Event) -> None:
         self.outbox.put(event)
+
+    def _tell_sound(self, event: Event) -> None:
+        self.outbox.put(event, _SOUND)
 
     def _failure(self, error: RouteurError) -> Event:
         told = self._terms.describe(error)
@@ -521,6 +690,17 @@ def _parsed(frame: str | bytes) -> Event:
     if not isinstance(event, dict):
         raise InvalidRequest("An event is a JSON object.", code="invalid_json")
     return event
+
+
+def _usage_of(heard: Heard) -> Event:
+    """What listening took: tokens where they were counted, else the time."""
+    usage = heard.usage
+    if usage is None:
+        return {"type": "duration", "seconds": heard.seconds}
+    audio = min(usage.audio_tokens or 0, usage.input_tokens)
+    details = {"audio_tokens": audio, "text_tokens": usage.input_tokens - audio}
+    counted = {name: getattr(usage, name) for name in ("input_tokens", "output_tokens", "total_tokens")}
+    return {"type": "tokens", **counted, "input_token_details": details}
 
 
 def _says_nothing(message: WireMessage) -> bool:

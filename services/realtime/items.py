@@ -28,6 +28,7 @@ class Item:
         shown: as clients see it.
         heard: it is part of a run, and so of the record; until then it is the client's to change.
         record_id: of its message in the record.
+        marks: of something spoken: up to which character it is said at which millisecond.
     """
 
     id: str
@@ -35,6 +36,30 @@ class Item:
     heard: bool = False
     record_id: str = field(default_factory=new_message_id)
     size: int = 0
+    marks: list[tuple[int, int]] = field(default_factory=list)
+
+    @property
+    def spoken_ms(self) -> int:
+        """How long it is to be heard."""
+        return self.marks[-1][1] if self.marks else 0
+
+    def cut(self, at_ms: int) -> str:
+        """Forget what was spoken after that; gives the words that were heard, in proportion within a sentence."""
+        part = self.shown["content"][0]
+        said, from_ms, length = 0, 0, len(part["transcript"])
+        kept: list[tuple[int, int]] = []
+        for until, until_ms in self.marks:
+            if at_ms < until_ms:
+                share = said + (until - said) * (at_ms - from_ms) // max(1, until_ms - from_ms)
+                length = max(said, part["transcript"].rfind(" ", said, share + 1))
+                kept.append((length, at_ms))
+                break
+            kept.append((until, until_ms))
+            said, from_ms, length = until, until_ms, until
+        self.marks = kept
+        text: str = part["transcript"][:length].rstrip()
+        part["transcript"] = text
+        return text
 
 
 class Items:

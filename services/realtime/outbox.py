@@ -19,11 +19,12 @@ class Outbox:
         most: bytes that may wait; `put` always takes, `room` waits.
     """
 
-    __slots__ = ("_closed", "_most", "_room", "_size", "_waiting", "_wake")
+    __slots__ = ("_closed", "_most", "_room", "_size", "_tags", "_waiting", "_wake")
 
     def __init__(self, most: int) -> None:
         self._most = most
         self._waiting: list[str] = []
+        self._tags: list[str | None] = []
         self._size = 0
         self._closed = False
         self._wake: asyncio.Future[None] | None = None
@@ -39,14 +40,25 @@ class Outbox:
         """True when the source should pause."""
         return self._size >= self._most and not self._closed
 
-    def put(self, event: dict[str, Any]) -> None:
-        """One more event; its id is added."""
+    def put(self, event: dict[str, Any], tag: str | None = None) -> None:
+        """One more event; its id is added. `tag`: it may be dropped while it waits."""
         if self._closed:
             return
         text = orjson.dumps({"event_id": event_id(), **event}).decode()
         self._waiting.append(text)
+        self._tags.append(tag)
         self._size += len(text)
         self._wake_up("_wake")
+
+    def drop(self, tag: str) -> None:
+        """Whatever waits and has that tag is not told any more."""
+        if tag not in self._tags:
+            return
+        kept = [(text, one) for text, one in zip(self._waiting, self._tags, strict=True) if one != tag]
+        self._waiting, self._tags = [text for text, _ in kept], [one for _, one in kept]
+        self._size = sum(map(len, self._waiting))
+        if not self.full:
+            self._wake_up("_room")
 
     async def room(self) -> None:
         """Wait until the reader has taken what is waiting, or is gone."""
@@ -60,7 +72,7 @@ class Outbox:
         while not self._waiting and not self._closed:
             self._wake = asyncio.get_running_loop().create_future()
             await self._wake
-        taken, self._waiting, self._size = self._waiting, [], 0
+        taken, self._waiting, self._tags, self._size = self._waiting, [], [], 0
         self._wake_up("_room")
         return taken
 

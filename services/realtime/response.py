@@ -1,5 +1,6 @@
 """The response.* events of one answer, in the order that OpenAI's clients read them. Pure: pieces in, events out."""
 
+from base64 import b64encode
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -48,6 +49,9 @@ class _Open:
     item: Item
     index: int
     texts: list[str] = field(default_factory=list)
+    spoken: bool = False
+    sound: int = 0  # bytes that were told
+    chars: int = 0
 
 
 class ResponseEvents:
@@ -58,11 +62,19 @@ class ResponseEvents:
         keep: takes each new item into the conversation and gives the id of the one before it; None: out of band, the
             items belong to no conversation.
         echo: what the response object says of itself.
+        emit_sound: takes events that may be dropped while they wait, when nobody is to hear them any more.
     """
 
-    def __init__(self, emit: Callable[[Event], None], keep: Callable[[Item], str | None] | None, echo: Event) -> None:
+    def __init__(
+        self,
+        emit: Callable[[Event], None],
+        keep: Callable[[Item], str | None] | None,
+        echo: Event,
+        emit_sound: Callable[[Event], None] | None = None,
+    ) -> None:
         self.id = f"resp_{uuid7().hex}"
         self._emit = emit
+        self._emit_sound = emit_sound or emit
         self._keep = keep
         self._echo = echo
         self._output: list[Item] = []
@@ -84,6 +96,33 @@ class ResponseEvents:
             self._call(piece)
         else:
             self._text(piece)
+
+    def say(self, message_id: str, text: str) -> None:
+        """Tell the words of what is heard next."""
+        opened = self._open.get(message_id)
+        if opened is None:
+            shown = {"type": "message", "role": "assistant", "content": []}
+            opened = self._begin(message_id, shown, message_id)
+            opened.spoken = True
+            part = {"type": "audio", "transcript": ""}
+            self._emit({"type": "response.content_part.added", **self._place(opened), "content_index": 0, "part": part})
+        opened.texts.append(text)
+        opened.chars += len(text)
+        told = {"content_index": 0, "delta": text}
+        self._emit({"type": "response.output_audio_transcript.delta", **self._place(opened), **told})
+
+    def sound(self, message_id: str, sound: bytes, per_second: int) -> None:
+        """Tell a piece of the sound of what `say` has told last."""
+        opened = self._open[message_id]
+        opened.sound += len(sound)
+        mark = (opened.chars, opened.sound * 1_000 // per_second)
+        marks = opened.item.marks
+        if marks and marks[-1][0] == mark[0]:
+            marks[-1] = mark
+        else:
+            marks.append(mark)
+        told = {"content_index": 0, "delta": b64encode(sound).decode()}
+        self._emit_sound({"type": "response.output_audio.delta", **self._place(opened), **told})
 
     def finished(self, outcome: Outcome) -> None:
         """Close what is open, and tell the end."""
@@ -120,8 +159,15 @@ class ResponseEvents:
 
     def _end_text(self, opened: _Open) -> None:
         text = "".join(opened.texts)
-        opened.item.shown["content"] = [{"type": "output_text", "text": text}]
         place = {**self._place(opened), "content_index": 0}
+        if opened.spoken:
+            opened.item.shown["content"] = [{"type": "output_audio", "transcript": text}]
+            self._emit({"type": "response.output_audio.done", **place})
+            self._emit({"type": "response.output_audio_transcript.done", **place, "transcript": text})
+            part = {"type": "audio", "transcript": text}
+            self._emit({"type": "response.content_part.done", **place, "part": part})
+            return
+        opened.item.shown["content"] = [{"type": "output_text", "text": text}]
         self._emit({"type": "response.output_text.done", **place, "text": text})
         self._emit({"type": "response.content_part.done", **place, "part": {"type": "text", "text": text}})
 

@@ -150,6 +150,20 @@ class SessionParameters(_Sent):
     tracing: None = None
 
 
+class HeardAudio(_Sent):
+    """What is heard, and nothing said."""
+
+    input: InputAudio | None = None
+
+
+class TranscriptionParameters(_Sent):
+    """What a client may set of a session that only transcribes."""
+
+    type: Literal["transcription"]
+    audio: HeardAudio | None = None
+    include: Annotated[list[str], Field(max_length=0)] | None = None
+
+
 # -- what clients send --
 
 
@@ -159,6 +173,14 @@ class SessionUpdate(_Sent):
     type: Literal["session.update"]
     event_id: EventId | None = None
     session: SessionParameters
+
+
+class TranscriptionUpdate(_Sent):
+    """session.update of a session that only transcribes"""
+
+    type: Literal["session.update"]
+    event_id: EventId | None = None
+    session: TranscriptionParameters
 
 
 class ItemCreate(_Sent):

@@ -1,6 +1,6 @@
 """Where voices are plugged in: hearing, speaking, and telling when somebody speaks. Nothing here knows a vendor."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -30,11 +30,45 @@ class Listener(Protocol):
         ...
 
 
+class Hearing(Protocol):
+    """One turn that is listened to while it is spoken. `finish` or `drop` ends it."""
+
+    def feed(self, sound: bytes) -> None:
+        """More of it; never waits."""
+        ...
+
+    def pause(self) -> None:
+        """The speaker is silent for a moment: time to catch up."""
+        ...
+
+    async def finish(self, sound: bytes, tell: Callable[[str], None]) -> Heard:
+        """The words of the whole turn, which is `sound`. Raises as `Listener.listen`.
+
+        Args:
+            tell: takes pieces of the text as they are heard; together they are the text.
+        """
+        ...
+
+    def drop(self) -> None:
+        """Nobody wants to know it."""
+        ...
+
+
+class Follower(Protocol):
+    """Listens to turns while they are spoken, so that their words are there when they end."""
+
+    def follow(self, form: AudioFormat, wanted: Transcription | None, caller: Principal) -> Hearing:
+        """A turn that begins."""
+        ...
+
+
 class Speaker(Protocol):
     """Text to speech of one sentence at a time, so that the first can be heard while the second is written."""
 
-    def speak(self, sentence: str, wanted: OutputAudio) -> AsyncIterator[bytes]:
-        """Pieces of sound in `wanted.format`, as soon as they are there. Closing the iterator stops it at once.
+    def speak(self, sentence: str, wanted: OutputAudio, caller: Principal) -> AsyncGenerator[bytes]:
+        """Pieces of sound in `wanted.format`, as soon as they are there; none for what has no sound.
+
+        Closing the iterator stops it at once.
 
         Raises:
             RouteurError: it cannot be had; the response fails with it.
@@ -44,9 +78,9 @@ class Speaker(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Turned:
-    """Speech has begun or ended, so many milliseconds after the session's first sound."""
+    """Speech has begun, has paused or ended, so many milliseconds after the session's first sound."""
 
-    what: Literal["started", "stopped"]
+    what: Literal["started", "paused", "stopped"]
     at_ms: int
 
 
@@ -70,8 +104,17 @@ class TurnDetectors(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class VoiceSeams:
-    """What is plugged in; None: audio of that kind is refused with `audio_not_available`."""
+    """What is plugged in; None: audio of that kind is refused with `audio_not_available`.
+
+    Attributes:
+        follower: None: turns are listened to when they are over.
+        speaks_first: answers are spoken unless a session says otherwise.
+        turn_seconds: the longest turn.
+    """
 
     listener: Listener | None = None
     speaker: Speaker | None = None
     detectors: TurnDetectors | None = None
+    follower: Follower | None = None
+    speaks_first: bool = True
+    turn_seconds: float = 300

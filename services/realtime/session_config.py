@@ -4,7 +4,15 @@ from typing import Any
 
 from domain.errors import InvalidRequest
 from domain.targets import Target
-from services.realtime.schemas import Audio, AudioFormat, ResponseParameters, SessionParameters, checked
+from services.realtime.schemas import (
+    Audio,
+    AudioFormat,
+    InputAudio,
+    ResponseParameters,
+    SessionParameters,
+    TranscriptionParameters,
+    checked,
+)
 from services.realtime.seams import VoiceSeams
 
 PCM: dict[str, Any] = {"type": "audio/pcm", "rate": 24000}
@@ -17,12 +25,22 @@ _VAD: dict[str, Any] = {
     "create_response": True,
     "interrupt_response": True,
 }
+_SEMANTIC: dict[str, Any] = {
+    "type": "semantic_vad",
+    "eagerness": "auto",
+    "create_response": True,
+    "interrupt_response": True,
+}
+_SPOKEN: dict[str, Any] = {"speed": 1.0, "voice": "alloy"}
 
 
 class SessionConfig:
     """Changed by `update`; everything else reads it."""
 
-    def __init__(self, session_id: str, model: str, target: Target, voice: VoiceSeams) -> None:
+    def __init__(
+        self, session_id: str, model: str, target: Target, voice: VoiceSeams, *, transcribes: bool = False
+    ) -> None:
+        self.transcribes = transcribes
         self._voice = voice
         self._target = target
         self._shown: dict[str, Any] = {
@@ -30,7 +48,7 @@ class SessionConfig:
             "object": "realtime.session",
             "id": session_id,
             "model": model,
-            "output_modalities": ["audio"] if voice.speaker else ["text"],
+            "output_modalities": _modalities(voice),
             "instructions": "",
             "tools": [],
             "tool_choice": "auto",
@@ -47,13 +65,31 @@ class SessionConfig:
                     "transcription": None,
                     "turn_detection": dict(_VAD) if voice.detectors else None,
                 },
-                "output": {"format": PCM, "speed": 1.0, "voice": "alloy"},
+                "output": {"format": PCM, **_SPOKEN},
             },
         }
+        if transcribes:
+            heard = self._shown["audio"]["input"]
+            self._shown = {
+                "type": "transcription",
+                "object": "realtime.transcription_session",
+                "id": session_id,
+                "include": None,
+                "expires_at": None,
+                "audio": {"input": heard},
+            }
 
     def shown(self) -> dict[str, Any]:
         """The whole session, as its client sees it."""
         return self._shown
+
+    def update_transcription(self, sent: TranscriptionParameters) -> None:
+        """As `update`, where the session only transcribes."""
+        given = sent.model_dump(exclude_unset=True)
+        audio = given.get("audio") or {}
+        if sent.audio is not None:
+            self._check_input(sent.audio.input)
+            self._take_audio(audio)
 
     def expires(self, at: float) -> None:
         """It ends then (seconds since 1970)."""
@@ -88,19 +124,24 @@ class SessionConfig:
             )
         self._check(sent, "session")
         audio = given.pop("audio", None) or {}
-        detection = (audio.get("input") or {}).get("turn_detection")
-        if detection is not None:
-            defaults = _VAD if detection["type"] == "server_vad" else {"create_response": True, "eagerness": "auto"}
-            audio["input"]["turn_detection"] = {**defaults, **detection}
-        for side in ("input", "output"):
-            self._shown["audio"][side] = {**self._shown["audio"][side], **(audio.get(side) or {})}
-            if self._shown["audio"][side]["format"] is None:
-                self._shown["audio"][side]["format"] = PCM
+        self._take_audio(audio)
         defaults = {"instructions": "", "tools": [], "tool_choice": "auto", "max_output_tokens": "inf"}
         for name, value in given.items():
             self._shown[name] = defaults.get(name) if value is None else value
         if self._shown["output_modalities"] is None:
-            self._shown["output_modalities"] = ["audio"] if self._voice.speaker else ["text"]
+            self._shown["output_modalities"] = _modalities(self._voice)
+
+    def _take_audio(self, audio: dict[str, Any]) -> None:
+        detection = (audio.get("input") or {}).get("turn_detection")
+        if detection is not None:
+            told = {name: value for name, value in detection.items() if value is not None}
+            audio["input"]["turn_detection"] = {**(_VAD if detection["type"] == "server_vad" else _SEMANTIC), **told}
+        for side, shown in self._shown["audio"].items():
+            shown = {**shown, **(audio.get(side) or {})}
+            for name, value in (("format", PCM), *_SPOKEN.items()):
+                if name in shown and shown[name] is None:
+                    shown[name] = value
+            self._shown["audio"][side] = shown
 
     def of_response(self, asked: ResponseParameters) -> dict[str, Any]:
         """What one response takes: the session's, and what it says itself.
@@ -114,6 +155,7 @@ class SessionConfig:
         taken = {name: given.get(name, self._shown[name]) for name in names}
         for name in ("parallel_tool_calls", "reasoning"):
             taken[name] = given.get(name, self._shown.get(name))
+        taken["audio"] = {**self._shown["audio"]["output"], **(given.get("audio") or {}).get("output", {})}
         return taken
 
     def _check(self, sent: SessionParameters | ResponseParameters, where: str) -> None:
@@ -123,12 +165,42 @@ class SessionConfig:
                 code="audio_not_available",
                 param=f"{where}.output_modalities",
             )
+        if sent.audio is not None:
+            if where == "response" and sent.audio.input is not None:
+                raise InvalidRequest(
+                    "A response does not change what is heard.",
+                    code="unsupported_parameter",
+                    param="response.audio.input",
+                )
+            self._check_input(sent.audio.input)
         if self._target.agent is not None:
             for name in ("tools", "reasoning", "parallel_tool_calls"):
                 if getattr(sent, name):
                     raise _not_for_agents(name, where)
             if sent.tool_choice not in (None, "auto", "none"):
                 raise _not_for_agents("tool_choice", where)
+
+    def _check_input(self, sent: InputAudio | None) -> None:
+        """What nobody here would obey is refused by name."""
+        if sent is None:
+            return
+        where = "session.audio.input"
+        if sent.noise_reduction is not None and sent.noise_reduction.type is not None:
+            raise _not_done(f"{where}.noise_reduction", "Noise is not reduced here.")
+        if sent.turn_detection is not None and sent.turn_detection.idle_timeout_ms is not None:
+            raise _not_done(f"{where}.turn_detection.idle_timeout_ms", "Nobody here speaks up when nothing is said.")
+        wanted = sent.transcription
+        for name in ("languages", "keywords", "delay"):
+            if wanted is not None and getattr(wanted, name) is not None:
+                raise _not_done(f"{where}.transcription.{name}", "It is not passed on to who listens.")
+
+
+def _not_done(param: str, why: str) -> InvalidRequest:
+    return InvalidRequest(f"{why} Leave '{param}' out.", code="unsupported_parameter", param=param)
+
+
+def _modalities(voice: VoiceSeams) -> list[str]:
+    return ["audio"] if voice.speaker is not None and voice.speaks_first else ["text"]
 
 
 def parameters_of(taken: dict[str, Any]) -> dict[str, Any]:

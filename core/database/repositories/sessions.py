@@ -115,7 +115,7 @@ class SessionRepository(Repository[Session]):
 
 
 class RawMessageRepository:
-    """Raw messages: appended, read, never changed."""
+    """Raw messages: appended and read; `cut` alone changes one."""
 
     def __init__(self, connection: AsyncConnection) -> None:
         self._connection = connection
@@ -138,6 +138,15 @@ class RawMessageRepository:
         return await run_script_on(
             self._connection, append_messages(codec, session_id, owner_id, messages, run_id, datetime.now(UTC))
         )
+
+    async def cut(self, raw: RawMessage, lines: Sequence[SimpleMessage]) -> None:
+        """Put `raw` in the place of the message of its index, and its lines in the simple view."""
+        for table in (tables.raw_messages, tables.simple_messages):
+            place = (table.c.session_id == raw.session_id, table.c.message_index == raw.message_index)
+            await self._connection.execute(delete(table).where(*place))
+        await self._connection.execute(insert(tables.raw_messages), [raw.model_dump()])
+        if lines:
+            await self._connection.execute(insert(tables.simple_messages), [line.model_dump() for line in lines])
 
     async def find_by_session_id(self, session_id: str, *, after: int = -1, limit: int = 1_000) -> list[RawMessage]:
         """Messages with an index above `after`, in order."""

@@ -1,0 +1,1 @@
+"""Hearing and speaking in realtime sessions, with the services that transcribe and speak."""
