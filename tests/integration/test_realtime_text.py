@@ -319,11 +319,11 @@ WRONG: list[tuple[Any, str, str | None]] = [
         "session.audio.output.speed",
     ),
     (
-        {"type": "session.update", "session": {"type": "realtime", "output_modalities": ["audio"]}},
-        "audio_not_available",
+        {"type": "session.update", "session": {"type": "realtime", "output_modalities": ["audio", "text"]}},
+        "invalid_value",
         "session.output_modalities",
     ),
-    ({"type": "session.update", "session": {"type": "transcription"}}, "transcription_not_available", "session.type"),
+    ({"type": "session.update", "session": {"type": "transcription"}}, "invalid_value", "session.type"),
     (
         {"type": "session.update", "session": {"type": "realtime", "model": "openai/other"}},
         "invalid_value",
@@ -367,9 +367,8 @@ WRONG: list[tuple[Any, str, str | None]] = [
     ({"type": "response.create"}, "conversation_empty", None),
     ({"type": "response.create", "response": {"input": [user("x")]}}, "unsupported_parameter", "response.input"),
     ({"type": "response.create", "response": {"temperature": 1}}, "unknown_parameter", "response.temperature"),
-    ({"type": "input_audio_buffer.append", "audio": "AAAA"}, "audio_not_available", None),
-    ({"type": "input_audio_buffer.commit"}, "audio_not_available", None),
-    ({"type": "input_audio_buffer.clear"}, "audio_not_available", None),
+    ({"type": "input_audio_buffer.append", "audio": "AAAA"}, "invalid_audio", "audio"),
+    ({"type": "input_audio_buffer.commit"}, "input_audio_buffer_commit_empty", None),
 ]  # fmt: skip
 
 
