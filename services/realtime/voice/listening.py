@@ -22,7 +22,6 @@ from services.realtime.seams import Heard
 from services.realtime.voice.forms import Incoming
 from services.realtime.voice.live import LiveEar, LiveEars
 from services.transcription_providers.offline import NAME as POCKETSPHINX
-from services.transcription_run import AGENT
 from services.transcription_service import TranscriptionService
 
 logger = logging.getLogger(__name__)
@@ -118,7 +117,7 @@ class TranscriptionListener:
             owner_id=caller.user_id,
             run_id=None,
             session_id=None,
-            agent=AGENT,
+            agent="",
             model=model.id[:_MODEL_CHARS],
             created_at=datetime.now(UTC),
             **counted_columns(usage, cost),
