@@ -54,7 +54,7 @@ class Session(_Record):
 
 
 class RawMessage(_Record):
-    """One message, complete, as its library wrote it. Never changed after it is written."""
+    """One message, complete, as its library wrote it. Never changed afterwards, but for speech that was not heard."""
 
     session_id: str
     message_index: int

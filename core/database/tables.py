@@ -140,7 +140,7 @@ sessions = Table(
     Index("ix_sessions_owner_agent_used", "owner_id", "agent", "used_at", "id"),
 )
 
-#: Append-only. `message_data` is the library's own JSON, kept to the byte.
+#: Append-only, but for speech that was cut short. `message_data` is the library's own JSON, kept to the byte.
 raw_messages = Table(
     "raw_messages",
     metadata,

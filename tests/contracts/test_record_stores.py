@@ -213,6 +213,20 @@ async def test_a_message_of_several_lines_is_never_torn_by_a_page(store: RecordS
         assert (rest[2].kind, rest[2].name, rest[2].timestamp) == ("tool_result", "clock", NOW)
 
 
+async def test_a_message_can_be_cut_and_no_other_is_touched(store: RecordStore) -> None:
+    begun = await ran(store, start())
+    await ran(store, start(begun.session_id))
+    async with store.unit_of_work() as work:
+        raws = await work.raw_messages.find_by_session_id(begun.session_id)
+        lines = await work.simple_messages.find_by_session_id(begun.session_id)
+        data = {"type": "ai", "data": {"content": "ans"}}
+        cut = raws[1].model_copy(update={"message_data": data})
+        await work.raw_messages.cut(cut, [lines[1].model_copy(update={"content": "ans", "partial": True})])
+    async with store.reading() as work:
+        assert await work.raw_messages.find_by_session_id(begun.session_id) == [raws[0], cut, *raws[2:]]
+    assert await texts(store, begun.session_id) == ["hello", "ans", "hello", "answer"]
+
+
 async def test_the_simplified_view_can_be_put_in_place_again(store: RecordStore) -> None:
     begun = await ran(store, start())
     async with store.unit_of_work() as work:

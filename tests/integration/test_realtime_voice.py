@@ -209,6 +209,22 @@ async def test_what_is_spoken_can_be_asked_in_words_and_the_other_way_round(serv
         assert not sound_of(written)
 
 
+async def test_a_model_that_speaks_may_call_functions(served: House, provider: FakeProvider) -> None:
+    provider.replies.append(Reply(words=("Let me look at the weather. ",), tool=("weather", {"town": "Paris"})))
+    tool = {"type": "function", "name": "weather", "parameters": {"type": "object", "properties": {}}}
+    async with talking(served, "openai/fake-large") as socket:
+        await socket.send("session.update", session={"type": "realtime", "tools": [tool]})
+        await socket.until("session.updated")
+        call = one(await asked(socket), "response.function_call_arguments.done")
+        assert call["name"] == "weather"
+        output = {"type": "function_call_output", "call_id": call["call_id"], "output": "It rains."}
+        await socket.send("conversation.item.create", item=output)
+        await socket.until("conversation.item.done")
+        answer = await socket.answer()
+    assert transcript_of(answer) == TEXT
+    assert sound_of(answer)
+
+
 async def test_listening_and_speaking_are_in_the_record(served: House) -> None:
     async with talking(served, RULES) as socket:
         await asked(socket)
