@@ -25,8 +25,8 @@ uv:
 run: .venv/.synced ## Start the router and print address, login and a call to paste
 	@.venv/bin/routeur serve
 
-test: .venv/.synced ## Every test
-	@.venv/bin/python -m pytest -q
+test: .venv/.synced ## Every test, on every core
+	@.venv/bin/python -m pytest -q -n auto --dist loadfile
 
 check: .venv/.synced ## Format, lint, types, import contracts (under 3 minutes)
 	@.venv/bin/ruff format --check .

@@ -23,6 +23,7 @@ from api.middleware.access_log import AccessLogMiddleware
 from api.middleware.allowed_hosts import AllowedHostsMiddleware
 from api.middleware.body_limit import BodyLimitMiddleware
 from api.middleware.idempotency import IdempotencyMiddleware
+from api.middleware.lean import LeanMiddleware
 from api.middleware.request_id import RequestIdMiddleware
 from api.middleware.security_headers import SecurityHeadersMiddleware
 from api.middleware.unexpected import UnexpectedErrorMiddleware
@@ -32,7 +33,7 @@ from api.openai import responses as openai_responses
 from api.openai.chat import install_chat
 from api.openai.responses import install_responses
 from api.openapi import install_openapi
-from api.openai import audio, embeddings
+from api.openai import audio, embeddings, speech
 from api.routes import agents, auth, background, completion, health, models, runs, schedules, sessions
 from api.routes import transcription, users
 from config.environment import load_settings
@@ -49,7 +50,43 @@ _DESCRIPTION = """One authenticated door for language models and LangGraph agent
 Get a token from `POST /auth/token`, then call `POST /completion` or `POST /completion/stream` with
 `Authorization: Bearer <token>`; API keys (`rk_...`) work in its place.
 """
-_UPLOAD_PATHS = ("/transcription", "/v1/audio/")
+_UPLOAD_PATHS = ("/transcription", "/v1/audio/transcriptions", "/v1/audio/translations")
+#: What OpenAI's SDK tells of itself, in a browser too.
+_STAINLESS = (
+    "arch",
+    "helper-method",
+    "lang",
+    "os",
+    "package-version",
+    "retry-count",
+    "runtime",
+    "runtime-version",
+    "timeout",
+)
+_HEADERS_FROM_BROWSERS = (
+    "authorization",
+    "content-type",
+    "x-api-key",
+    "x-request-id",
+    "x-session-id",
+    "x-conversation-id",
+    "x-agent-tools",
+    "last-event-id",
+    "idempotency-key",
+    "mcp-protocol-version",
+    "mcp-session-id",
+    *(f"x-stainless-{name}" for name in _STAINLESS),
+)
+_HEADERS_FOR_BROWSERS = (
+    "x-request-id",
+    "x-model",
+    "x-model-replaced",
+    "x-run-id",
+    "x-session-id",
+    "location",
+    "retry-after",
+    "mcp-session-id",
+)
 
 
 def create_app(
@@ -99,6 +136,8 @@ def create_app(
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        # Ours is /metrics; FastAPI would look at every request whether the process has an OpenTelemetry of its own.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     install_error_handlers(app)
     install_openapi(app)
@@ -106,7 +145,7 @@ def create_app(
     install_chat(app)
     install_responses(app)
     native = (completion, transcription, sessions, background, runs, schedules, health, auth, models, agents, users)
-    for module in (*native, openai_models, openai_responses, embeddings, audio):
+    for module in (*native, openai_models, openai_responses, embeddings, speech, audio):
         app.include_router(module.router)
     app.include_router(mcp.router)
     _add_middleware(app, settings, metrics)
@@ -150,6 +189,7 @@ def _add_middleware(app: FastAPI, settings: Settings, metrics: Metrics) -> None:
     """From the innermost to the outermost."""
     server = settings.server
     body, upload = int(server.max_body_mb * 1_000_000), int(server.max_upload_mb * 1_000_000) + FORM_BYTES
+    app.add_middleware(LeanMiddleware, routes=app.routes)
     app.add_middleware(IdempotencyMiddleware)
     app.add_middleware(BodyLimitMiddleware, limit_for=lambda path: upload if path.startswith(_UPLOAD_PATHS) else body)
     if server.cors_origins:
@@ -157,18 +197,8 @@ def _add_middleware(app: FastAPI, settings: Settings, metrics: Metrics) -> None:
             CORSMiddleware,
             allow_origins=server.cors_origins,
             allow_methods=["GET", "POST", "PATCH", "DELETE"],
-            allow_headers=[
-                "authorization",
-                "content-type",
-                "x-api-key",
-                "x-request-id",
-                "x-session-id",
-                "last-event-id",
-                "idempotency-key",
-                "mcp-protocol-version",
-                "mcp-session-id",
-            ],
-            expose_headers=["x-request-id", "x-model", "x-run-id", "location", "retry-after", "mcp-session-id"],
+            allow_headers=_HEADERS_FROM_BROWSERS,
+            expose_headers=_HEADERS_FOR_BROWSERS,
         )
     if server.allowed_hosts:
         app.add_middleware(AllowedHostsMiddleware, allowed=server.allowed_hosts)

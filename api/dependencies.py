@@ -18,6 +18,7 @@ from services.llm_service import LLMService
 from services.run_events import RunEvents
 from services.run_service import RunService
 from services.session_service import SessionService
+from services.speech_service import SpeechService
 from services.transcription_service import TranscriptionService
 from services.user_service import UserService
 
@@ -53,6 +54,10 @@ async def _embeddings(connection: HTTPConnection) -> EmbeddingService:
 
 async def _transcription(connection: HTTPConnection) -> TranscriptionService:
     return (await get_services(connection)).transcription
+
+
+async def _speech(connection: HTTPConnection) -> SpeechService:
+    return (await get_services(connection)).speech
 
 
 async def _registry(connection: HTTPConnection) -> AgentRegistry:
@@ -109,6 +114,7 @@ AgentServiceDep = Annotated[AgentService, Depends(_agents)]
 DirectServiceDep = Annotated[DirectService, Depends(_direct)]
 EmbeddingServiceDep = Annotated[EmbeddingService, Depends(_embeddings)]
 TranscriptionServiceDep = Annotated[TranscriptionService, Depends(_transcription)]
+SpeechServiceDep = Annotated[SpeechService, Depends(_speech)]
 AgentRegistryDep = Annotated[AgentRegistry, Depends(_registry)]
 LLMServiceDep = Annotated[LLMService, Depends(_llm)]
 AuthServiceDep = Annotated[AuthService, Depends(_auth)]

@@ -52,6 +52,10 @@ FACES: Mapping[ErrorKind, Face] = {
 }
 
 
+_FIELD_CHARS = 100  # of a place; the caller has named parts of it
+#: Pydantic's own words for these hold the input.
+_MESSAGES = {"union_tag_invalid": "It has a type or a role that is not known here"}
+
 #: Failures before which a model has answered, and was paid.
 _PAID = frozenset({"upstream_cut", "upstream_unreadable", "agent_failed", "recursion_limit"})
 
@@ -156,12 +160,6 @@ def openai_body(error: RouteurError) -> dict[str, Any]:
 def install_error_handlers(app: FastAPI) -> None:
     """Make every failure of `app` speak with one of the faces above."""
 
-    async def on_routeur_error(request: Request, error: Exception) -> Response:
-        failure = error if isinstance(error, RouteurError) else InternalError()
-        if failure.kind is ErrorKind.INTERNAL:
-            logger.error("request failed", exc_info=error)
-        return error_response(failure, openai=_speaks_openai(request))
-
     async def on_invalid(request: Request, error: Exception) -> Response:
         details = error.errors() if isinstance(error, RequestValidationError) else []
         return error_response(invalid_request(details), openai=_speaks_openai(request))
@@ -191,6 +189,14 @@ def install_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(Exception, on_unexpected)
 
 
+async def on_routeur_error(request: Request, error: Exception) -> Response:
+    """A failure that has a name."""
+    failure = error if isinstance(error, RouteurError) else InternalError()
+    if failure.kind is ErrorKind.INTERNAL:
+        logger.error("request failed", exc_info=error)
+    return error_response(failure, openai=_speaks_openai(request))
+
+
 async def on_unexpected(request: Request, error: Exception) -> Response:
     """A fault of ours: all of it to the log, none of it to the caller."""
     logger.error("unexpected error", exc_info=error, extra={"path": request.scope.get("path", "")})
@@ -201,8 +207,8 @@ def invalid_request(details: Iterable[Mapping[str, Any]]) -> InvalidRequest:
     """Pydantic's findings as ours: the place and the reason, never the input."""
     fields = [
         FieldError(
-            field=clean_text(".".join(str(part) for part in one["loc"]))[:300],
-            message=clean_text(str(one["msg"]).removeprefix("Value error, "))[:500],
+            field=clean_text(".".join(str(part) for part in one["loc"]))[:_FIELD_CHARS],
+            message=clean_text(_MESSAGES.get(one["type"]) or str(one["msg"]).removeprefix("Value error, "))[:500],
             code=str(one["type"]),
         )
         for one in list(details)[:50]

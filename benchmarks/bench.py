@@ -14,7 +14,7 @@ import aiohttp
 import psutil
 
 from benchmarks.dialects import OPENAI, OPENAI_STREAM, Dialect
-from benchmarks.processes import Server, ServerFailed, spare_cores, started
+from benchmarks.processes import Server, ServerFailed, raise_file_limit, spare_cores, started
 from benchmarks.speech import FIRST_WORD
 
 Subject = Literal["ours", "relay", "unrecorded", "door"]
@@ -33,6 +33,7 @@ _ENVIRONMENT = {
     "ADMIN_USERNAME": "bench",
     "ACCESS_TOKEN_TTL": "3600",
     "RUN_MAX_PER_USER": "1000",
+    "MAX_CONCURRENT_RUNS": "5000",
     "PROVIDER_MAX_CONNECTIONS": "5000",
     "RUN_MAX_QUEUED_PER_USER": "1000000",
     "RUN_MAX_QUEUED": "1000000",
@@ -173,6 +174,7 @@ async def open_bench(subject: Subject) -> AsyncIterator[Bench]:
     Raises:
         ServerFailed: a server did not start.
     """
+    raise_file_limit()
     core, others = spare_cores()
     if others:
         psutil.Process().cpu_affinity(others)

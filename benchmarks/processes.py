@@ -16,6 +16,11 @@ from typing import IO
 
 import psutil
 
+try:
+    import resource
+except ImportError:  # a platform without limits
+    resource = None  # type: ignore[assignment]
+
 ROOT = Path(__file__).resolve().parent.parent
 _START_LIMIT = 30.0  # seconds until a server listens; a cold start takes about 3
 _STOP_LIMIT = 3.0  # seconds until a server that was asked to end is ended
@@ -80,6 +85,13 @@ async def started(
             yield Server(name, f"http://127.0.0.1:{port}", psutil.Process(process.pid), _clock())
         finally:
             _end(process)
+
+
+def raise_file_limit() -> None:
+    """As many open files as the system allows, here and in the servers: an open stream takes two of ours."""
+    if resource is not None:
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def clock_name() -> str:

@@ -155,9 +155,9 @@ SCENARIOS: tuple[Scenario, ...] = (
         measure="memory_per_stream",
         model="bench-2-60000ms",
         dialect=DIRECT_STREAM,
-        requests=200,
-        relay_requests=200,
-        at_once=200,
+        requests=1_000,
+        relay_requests=1_000,
+        at_once=1_000,
         rounds=2,
     ),
     Scenario(

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
 from ipaddress import ip_address
+from types import TracebackType
 from typing import Any, Self
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -180,7 +181,7 @@ class ProviderClient:
         # what is heard must be listened to from its beginning to its end: the first byte may take long
         answered = self._answered(path, partial(_form_data, form), model, self.deadlines.total, PROVIDERS_OWN)
         async with answered as (response, first, clock):
-            yield _Lines(self, response, first, clock)
+            yield _Lines(_Reads(self, response, first, clock))
             await _read_last_bytes(response)
 
     @asynccontextmanager
@@ -197,9 +198,31 @@ class ProviderClient:
         Raises:
             RouteurError: as `post_json`; also while iterating, when the stream breaks, drips or hangs.
         """
+        async with self.stream_reads(path, payload, model=model, patience=patience) as reads:
+            yield _Lines(reads)
+
+    @asynccontextmanager
+    async def stream_reads(
+        self, path: str, payload: Mapping[str, Any], *, model: str = "", patience: Patience = PROVIDERS_OWN
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        """As `stream_lines`, the lines of each read in one piece."""
         answered = self._answered(path, partial(_json_data, payload), model, self.deadlines.first_byte, patience)
         async with answered as (response, first, clock):
-            yield _Lines(self, response, first, clock)
+            yield _Reads(self, response, first, clock)
+            await _read_last_bytes(response)
+
+    @asynccontextmanager
+    async def stream_bytes(
+        self, path: str, payload: Mapping[str, Any], *, model: str = "", patience: Patience = PROVIDERS_OWN
+    ) -> AsyncIterator["ByteStream"]:
+        """The answer to `payload` as it comes, whatever it is. For the rest, as `stream_lines`.
+
+        Raises:
+            RouteurError: as `post_json`; also while iterating, when the stream breaks, drips or hangs.
+        """
+        answered = self._answered(path, partial(_json_data, payload), model, self.deadlines.first_byte, patience)
+        async with answered as (response, first, clock):
+            yield ByteStream(self, response, first, clock)
             await _read_last_bytes(response)
 
     def unreadable(self, why: str) -> UpstreamFailure:
@@ -231,12 +254,12 @@ class ProviderClient:
         retries = self.deadlines.retries if patience.retries is None else patience.retries
         response: aiohttp.ClientResponse | None = None
         try:
-            async with clock.timeout:
+            async with clock:
                 response, first = await self._begin(path, body_of, model, clock, first_byte, retries)
                 clock.begun()
                 yield response, first, clock
         except TimeoutError as error:
-            if not clock.timeout.expired():
+            if not clock.expired:
                 raise
             raise UpstreamTimeout(
                 f"The provider '{self.name}' was silent for too long ({clock.spent():.1f} s in all)."
@@ -364,8 +387,45 @@ def _form_data(form: Form) -> tuple[aiohttp.FormData, Mapping[str, str]]:
     return data, {}
 
 
-class _Lines:
-    """Whole lines of a response, a list for each read. A class and not a generator: it may be left unfinished."""
+class ByteStream:
+    """A response as it comes, one piece for each read: bytes, or `lines` of them.
+
+    Attributes:
+        content_type: what the provider says it is, without parameters, in lower case.
+    """
+
+    def __init__(self, client: ProviderClient, response: aiohttp.ClientResponse, first: bytes, clock: "_Clock") -> None:
+        self.content_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+        self._client = client
+        self._response = response
+        self._clock = clock
+        self._chunk = first
+        self._read = 0
+
+    def lines(self) -> AsyncIterator[list[bytes]]:
+        """The same as whole lines. In place of the bytes, not after some of them."""
+        return _Lines(_Reads(self._client, self._response, self._chunk, self._clock))
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        chunk = self._chunk
+        self._chunk = b""
+        if not chunk:
+            self._clock.allow(self._client.deadlines.idle)
+            chunk = await self._response.content.readany()
+            self._clock.rest()
+        if not chunk:
+            raise StopAsyncIteration
+        self._read += len(chunk)
+        if self._read > MAX_BODY_BYTES:
+            raise self._client.unreadable(f"more than {MAX_BODY_BYTES} bytes")
+        return chunk
+
+
+class _Reads:
+    """Whole lines of a response, a piece for each read. A class and not a generator: it may be left unfinished."""
 
     def __init__(self, client: ProviderClient, response: aiohttp.ClientResponse, first: bytes, clock: "_Clock") -> None:
         self._client = client
@@ -378,41 +438,84 @@ class _Lines:
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> list[bytes]:
-        while chunk := self._chunk or await self._next_chunk():
+    async def __anext__(self) -> bytes:
+        clock, idle = self._clock, self._client.deadlines.idle
+        while True:
+            if not (chunk := self._chunk):
+                clock.allow(idle)
+                chunk = await self._content.readany()
+                clock.rest()
+                if not chunk:
+                    break
             self._chunk = b""
             self._read += len(chunk)
             if self._read > MAX_BODY_BYTES or len(self._tail) + len(chunk) > MAX_LINE_BYTES:
                 raise self._client.unreadable(f"over {MAX_LINE_BYTES} bytes in one line or {MAX_BODY_BYTES} in all")
-            lines = (self._tail + chunk).splitlines()
-            self._tail = b"" if chunk[-1] in b"\r\n" else lines.pop()
-            if lines:
-                return lines
+            whole = max(chunk.rfind(b"\n"), chunk.rfind(b"\r")) + 1
+            if not whole:
+                self._tail += chunk
+                continue
+            lines = self._tail + chunk[:whole]
+            self._tail = chunk[whole:]
+            return lines
         if self._tail:
-            lines, self._tail = [self._tail], b""
+            lines, self._tail = self._tail, b""
             return lines
         raise StopAsyncIteration
 
-    async def _next_chunk(self) -> bytes:
-        self._clock.allow(self._client.deadlines.idle)
-        chunk = await self._content.readany()
-        self._clock.rest()
-        return chunk
+
+class _Lines:
+    """The same as lists of lines."""
+
+    def __init__(self, reads: AsyncIterator[bytes]) -> None:
+        self._reads = reads
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> list[bytes]:
+        return (await anext(self._reads)).splitlines()
 
 
 class _Clock:
-    """A time limit that is moved on as long as something happens, and never past the end of the whole call."""
+    """A time limit that is moved on as long as something happens, and never past the end of the whole call.
+
+    As `asyncio.timeout`, but to move it costs one look at the clock and no new timer: that is done with every read.
+    """
 
     def __init__(self, total: float, first_byte: float | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         self._began = self._loop.time()
         self._total = self._began + total
         self._end = self._total if first_byte is None else self._began + min(first_byte, total)
-        self.timeout = asyncio.timeout(None)
+        self._due = self._end
+        self._timer: asyncio.TimerHandle | None = None
+        self._task: asyncio.Task[Any] | None = None
+        self._cancelling = 0
+        self.expired = False
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.current_task()
+        if self._task is None:  # pragma: no cover - a coroutine always runs in a task
+            raise RuntimeError("not in a task")
+        self._cancelling = self._task.cancelling()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        task, self._task = self._task, None
+        cancelled = kind is not None and issubclass(kind, asyncio.CancelledError)
+        if self.expired and task is not None and task.uncancel() <= self._cancelling and cancelled:
+            raise TimeoutError from error
 
     def allow(self, seconds: float) -> None:
         """From now on, that many seconds."""
-        self.timeout.reschedule(min(self._loop.time() + seconds, self._end))
+        self._due = min(self._loop.time() + seconds, self._end)
+        if self._timer is None or self._due < self._timer.when():
+            self._arm()
 
     def begun(self) -> None:
         """The first byte is here."""
@@ -421,11 +524,23 @@ class _Clock:
 
     def rest(self) -> None:
         """Nobody waits for the provider now (the reader is being waited for): only the whole call's end counts."""
-        self.timeout.reschedule(self._end)
+        self._due = self._end
 
     def spent(self) -> float:
         """Seconds since the call began."""
         return self._loop.time() - self._began
+
+    def _arm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_at(self._due, self._ring)
+
+    def _ring(self) -> None:
+        if self._loop.time() < self._due:  # something has happened since
+            self._arm()
+        elif self._task is not None:
+            self.expired = True
+            self._task.cancel()
 
 
 async def _read_last_bytes(response: aiohttp.ClientResponse) -> None:

@@ -22,14 +22,17 @@ class Metrics:
             buckets=_SECONDS,
             registry=self.registry,
         )
-        self.requests_open = Gauge(
+        #: Plain numbers, read when somebody looks: they change with every request.
+        self.requests_open = 0
+        self.runs_open = 0
+        Gauge(
             "routeur_http_requests_open", "Requests being answered, streams included", registry=self.registry
-        )
+        ).set_function(lambda: self.requests_open)
         self._runs = Counter("routeur_runs", "Runs ended", ("agent", "outcome"), registry=self.registry)
         self._run_seconds = Histogram(
             "routeur_run_seconds", "Duration of a run, in seconds", ("agent",), buckets=_SECONDS, registry=self.registry
         )
-        self.runs_open = Gauge("routeur_runs_open", "Runs going on", registry=self.registry)
+        Gauge("routeur_runs_open", "Runs going on", registry=self.registry).set_function(lambda: self.runs_open)
         self.background_open = Gauge(
             "routeur_background_runs_open", "Background runs going on in this process", registry=self.registry
         )
@@ -76,6 +79,7 @@ class Metrics:
         )
         # Children are looked up once for each combination: labels() hashes and locks at every call.
         self._children: dict[tuple[str, ...], tuple[Counter, Histogram]] = {}
+        self._tokens_of: dict[str, tuple[Counter, Counter]] = {}
 
     def request_answered(self, method: str, route: str, status: int, seconds: float) -> None:
         """One HTTP answer is out. `route` is the template (`/agents/{id}`), not the path."""
@@ -100,8 +104,14 @@ class Metrics:
         if usage is None:
             self._unmeasured.labels(model).inc()
             return
-        self._tokens.labels(model, "input").inc(usage.input_tokens)
-        self._tokens.labels(model, "output").inc(usage.output_tokens)
+        tokens = self._tokens_of.get(model)
+        if tokens is None:
+            tokens = self._tokens_of[model] = (
+                self._tokens.labels(model, "input"),
+                self._tokens.labels(model, "output"),
+            )
+        tokens[0].inc(usage.input_tokens)
+        tokens[1].inc(usage.output_tokens)
 
     def replaced(self, model: str, kind: str) -> None:
         """Somebody else was asked instead of `model`: down, rate_limited, context_length, not_found or set_aside."""

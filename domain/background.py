@@ -65,8 +65,8 @@ class AgentRunRequest(BaseModel):
 
 
 class RunParameters(BaseModel):
-    """What is kept of a request: how the model is asked, the graph's state, how many messages were given, and what the
-    Responses API says of it again (`response`)."""
+    """What is kept of a request: how the model is asked, the graph's state, how many messages were given, what the
+    Responses API says of it again (`response`), and what is to be obeyed in this run alone (`instructions`)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -76,6 +76,7 @@ class RunParameters(BaseModel):
     state: dict[str, Any] | None = None
     asked: int = 1
     response: dict[str, Any] | None = None
+    instructions: str | None = None
 
     @property
     def parameters(self) -> ModelParameters:

@@ -11,6 +11,7 @@ class JsonSchemaFormat(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")] = "answer"
+    description: Annotated[str, Field(max_length=10_000)] | None = None
     schema_: Annotated[dict[str, JsonValue], Field(alias="schema")]
     strict: bool | None = None
 

@@ -29,6 +29,7 @@ from services.message_transformer import MessageTransformer
 logger = logging.getLogger(__name__)
 
 _TRANSFORMER = MessageTransformer()
+_MAX_DEPTH = 100  # levels; orjson writes 254, Python's stack holds some 400
 _UNANSWERED = "The run ended before this tool answered."
 
 
@@ -166,14 +167,16 @@ def messages_in(update: Any) -> Iterator[BaseMessage]:
             yield from messages_in(one)
 
 
-def plain(value: Any) -> Any:
-    """`value` as plain JSON data; what is not becomes its text."""
+def plain(value: Any, depth: int = 0) -> Any:
+    """`value` as plain JSON data; what is not becomes its text, and what is deeper than 100 levels "…"."""
     if value is None or isinstance(value, str | int | float | bool):
         return value
+    if depth > _MAX_DEPTH:
+        return "…"
     if isinstance(value, dict):
-        return {str(key): plain(one) for key, one in value.items()}
+        return {str(key): plain(one, depth + 1) for key, one in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
-        return [plain(one) for one in value]
+        return [plain(one, depth + 1) for one in value]
     if isinstance(value, datetime | UUID):
         return str(value)
     if isinstance(value, BaseMessage):

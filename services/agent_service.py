@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any, Protocol, TypeAlias
 
 from langchain_core.language_models.chat_models import BaseChatModel
-from langchain_core.messages import BaseMessage, ToolMessage
+from langchain_core.messages import BaseMessage, SystemMessage, ToolMessage
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.graph.state import CompiledStateGraph
@@ -37,7 +37,7 @@ from domain.runs import Run, RunBegun
 from domain.sessions import RawMessage, Session
 from graphs.checkpointing import FIRST_INDEX, RUN_ID, Checkpoints, remembers_more
 from services.agent_memory import all_texts, past_of, recall
-from services.agent_messages import from_records, question_of, to_langchain, to_record
+from services.agent_messages import from_records, new_message_id, question_of, to_langchain, to_record
 from services.agent_registry import AgentRegistry, RegisteredAgent
 from services.agent_stream import RunStream
 from services.llm_service import LLMService
@@ -268,7 +268,8 @@ class AgentService:
         if mark is None or past is None:
             later = await self.stored(session_id, book.begun.first_index - 1)
             asked = from_records([raw for raw in later if raw.run_id == run.id])
-            conversation = [*await self._earlier(agent, book.begun, compiled.checkpointed, asked), *asked]
+            obeyed = [SystemMessage(wish.instructions, id=new_message_id())] if wish.instructions else []
+            conversation = [*obeyed, *await self._earlier(agent, book.begun, compiled.checkpointed, asked), *asked]
             given = {**(wish.state or {}), "messages": conversation}
             if past is not None:
                 past.cut, past.dropped = all_texts(told), list(past.laws.open_tools)

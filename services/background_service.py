@@ -79,12 +79,14 @@ class BackgroundService:
         *,
         run_id: str | None = None,
         response: dict[str, Any] | None = None,
+        instructions: str | None = None,
     ) -> RunAccepted:
         """Write a run down and answer at once; from then on it will be done, whatever happens to this process.
 
         Args:
             run_id: the id that it gets; when the caller has a run of that id, that one is meant.
             response: what the Responses API says of it again.
+            instructions: put first in this run, and kept in no session.
 
         Raises:
             NotFound, AgentNotFound, ModelNotFound: no such thing here.
@@ -97,7 +99,7 @@ class BackgroundService:
         known = await self._known(run_id, caller)
         if known is not None:
             return known
-        new = await self.prepare(agent_id, request, caller, run_id=run_id, response=response)
+        new = await self.prepare(agent_id, request, caller, run_id=run_id, response=response, instructions=instructions)
         await self._queue.submit(new)
         return _accepted(new)
 
@@ -114,6 +116,7 @@ class BackgroundService:
         run_id: str | None = None,
         again: Run | None = None,
         response: dict[str, Any] | None = None,
+        instructions: str | None = None,
     ) -> Submission:
         """Everything that is checked before a run is written down. Raises as `submit`.
 
@@ -137,6 +140,7 @@ class BackgroundService:
             state=state,
             asked=len(asked),
             response=response,
+            instructions=instructions,
         )
         session = resolved.session
         return Submission(

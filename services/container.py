@@ -28,6 +28,7 @@ from services.run_events import RunEvents
 from services.run_recorder import RunRecorder, open_recorder
 from services.run_service import RunService
 from services.session_service import SessionService
+from services.speech_service import SpeechService
 from services.tool_registry import ToolRegistry
 from services.transcription_service import TranscriptionService, open_transcription
 from services.user_service import UserService
@@ -50,6 +51,7 @@ class Services:
     direct: DirectService
     embeddings: EmbeddingService
     transcription: TranscriptionService
+    speech: SpeechService
     records: RecordStore
     recorder: RunRecorder
     sessions: SessionService
@@ -104,6 +106,8 @@ async def open_services(
         )
         stack.push_async_callback(agents.aclose)
         sessions = SessionService(records, recorder, checkpoints, registry)
+        responses = ResponseService(records, sessions)
+        stack.push_async_callback(responses.aclose)
         direct = DirectService(llm, agents, runs, records, recorder)
         transcription = await stack.enter_async_context(open_transcription(llm, runs, records, recorder, settings))
         idempotency = IdempotencyService(database)
@@ -130,10 +134,11 @@ async def open_services(
             direct=direct,
             embeddings=EmbeddingService(llm, records, metrics, settings.agents.max_concurrent_runs),
             transcription=transcription,
+            speech=SpeechService(llm, records, metrics, settings.agents.max_concurrent_runs),
             records=records,
             recorder=recorder,
             sessions=sessions,
-            responses=ResponseService(records, sessions),
+            responses=responses,
             runs=RunService(records, database),
             idempotency=idempotency,
             checkpoints=checkpoints,

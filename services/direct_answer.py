@@ -1,9 +1,12 @@
 """What a provider answers to a direct call: handed on frame by frame as it came, mended only where it must be.
 
-Every frame is parsed (one call for each read of the socket), so that nothing unreadable is handed on; bytes are made
-anew only for what OpenAI's clients do not understand: other words for the end, content in parts, usage in odd places.
+Every frame is read, so that nothing unreadable is handed on; bytes are made anew only for what OpenAI's clients do not
+understand: other words for the end, content in parts, usage in odd places. Frames that differ in their words only (most
+do) are read together: their form is proven once, and then only the words are parsed.
 """
 
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import orjson
@@ -13,34 +16,125 @@ from domain.errors import RouteurError
 from services.llm_providers.wire.answer import Answer
 from services.llm_providers.wire.openai_wire import read_message, read_usage
 
-Frames = list[bytes]
 _FINISHES = frozenset({"stop", "length", "tool_calls", "content_filter", "function_call"})
 _DONE = b"data: [DONE]\n\n"
+_DATA, _FRAME_END = b"data: ", b"\n\n"
+_LESSONS = 8  # how often a stream's form is learnt anew before it is taken to have none
+_LEARN_WITHIN = 4  # frames of the first read that are looked at one by one
+_CONTENT = re.compile(rb'"content":\s*"((?:[^"\\]|\\.)*)"')
+_PROBE = "the words"
 
 
 class Block:
-    """Frames that came together: their data as bytes, and as what they say."""
+    """Frames that came together, as bytes and (read when asked for) as what they say."""
 
-    __slots__ = ("datas", "events")
+    __slots__ = ("_pieces",)
 
-    def __init__(self, datas: Frames, events: list[dict[str, Any]]) -> None:
-        self.datas = datas
-        self.events = events
+    def __init__(self) -> None:
+        self._pieces: list[bytes] = []
 
     def __bool__(self) -> bool:
-        return bool(self.datas)
+        return bool(self._pieces)
+
+    def add(self, data: bytes) -> None:
+        """One more frame."""
+        self._pieces.append(_DATA + data + _FRAME_END)
+
+    def add_frames(self, frames: bytes) -> None:
+        """Whole frames as they came."""
+        self._pieces.append(frames)
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        """What the frames say."""
+        frames = b"".join(self._pieces).split(_FRAME_END)[:-1]
+        events: list[dict[str, Any]] = orjson.loads(b"[" + b",".join(frame[len(_DATA) :] for frame in frames) + b"]")
+        return events
 
     def sse(self) -> bytes:
         """As server-sent events."""
-        return b"data: " + b"\n\ndata: ".join(self.datas) + b"\n\n"
+        return b"".join(self._pieces)
 
 
 class Ending(Block):
     """The last frames; there is no more."""
 
+    __slots__ = ()
+
     def sse(self) -> bytes:
         """As server-sent events, with the word that ends the stream."""
-        return (super().sse() if self.datas else b"") + _DONE
+        return super().sse() + _DONE
+
+
+class _Mould:
+    """The form of a stream's frames: all but the words in them is the same, byte for byte.
+
+    What comes out of it is proven to be readable, for all frames with one call, and split by one more.
+    """
+
+    __slots__ = ("_after", "_between", "_head", "_one_end")
+
+    def __init__(self, before: bytes, after: bytes) -> None:
+        self._head = _DATA + before
+        self._after = after
+        self._one_end = after + _FRAME_END
+        self._between = after + _FRAME_END + self._head
+
+    @classmethod
+    def of(cls, data: bytes, event: dict[str, Any]) -> "_Mould | None":
+        """The form of a frame that adds a piece of text; None: it cannot be told."""
+        found = _CONTENT.search(data)
+        if found is None:
+            return None
+        before, after = data[: found.start(1)], data[found.end(1) :]
+        # Other words in that place must come out as the content, and change nothing else.
+        tried = orjson.loads(before + _PROBE.encode() + after)
+        delta = tried["choices"][0]["delta"]
+        if delta["content"] != _PROBE:
+            return None
+        delta["content"] = event["choices"][0]["delta"]["content"]
+        return cls(before, after) if tried == event else None
+
+    def read(self, raw: bytes) -> tuple[list[str], int]:
+        """The words of the frames of this form that `raw` begins with, and where the last of them ends."""
+        head, after = self._head, self._after
+        if not raw.startswith(head):
+            return [], 0
+        if raw.endswith(self._one_end) and b"\n" not in (word := raw[len(head) : -len(self._one_end)]):
+            return self._read_one(word), len(raw) - len(_FRAME_END)
+        frames = raw.split(b"\n")[::2]  # twice as fast as by two line ends
+        while frames and not (frames[-1].startswith(head) and frames[-1].endswith(after)):
+            frames.pop()
+        start, end = len(head), -len(after)
+        words = [frame[start:end] for frame in frames]
+        alike = head + self._between.join(words) + after
+        if not raw.startswith(alike):  # one among them is not
+            words = words[: self._until_another(frames)]
+            alike = head + self._between.join(words) + after
+        joined = b'","'.join(words)
+        # a backslash at the end of one may hide where the next begins
+        if not (words and raw.startswith(alike)) or b'\\","' in joined:
+            return [], 0
+        try:
+            texts: list[str] = orjson.loads(b'["' + joined + b'"]')
+        except orjson.JSONDecodeError:
+            return [], 0
+        return (texts, len(alike)) if len(texts) == len(words) else ([], 0)
+
+    @staticmethod
+    def _read_one(word: bytes) -> list[str]:
+        try:
+            return [orjson.loads(b'"' + word + b'"')]
+        except orjson.JSONDecodeError:
+            return []
+
+    def _until_another(self, frames: list[bytes]) -> int:
+        head, after = self._head, self._after
+        shortest = len(head) + len(after)
+        for place, frame in enumerate(frames):
+            if len(frame) < shortest or not (frame.startswith(head) and frame.endswith(after)):
+                return place
+        return len(frames)
 
 
 class DirectAnswer(Answer):
@@ -50,64 +144,99 @@ class DirectAnswer(Answer):
         asked: the caller's body.
     """
 
-    def __init__(self, asked: dict[str, Any]) -> None:
+    def __init__(self, asked: Mapping[str, Any]) -> None:
         super().__init__()
         self.failure: RouteurError | None = None
         options = asked.get("stream_options") or {}
         self._usage_wanted = bool(options.get("include_usage"))
         self._choices = asked.get("n") or 1
         self._finished: set[int] = set()
-        self._last: Frames = []  # held back until everything is written down
-        self._last_events: list[dict[str, Any]] = []
+        self._last = Ending()  # held back until everything is written down
         self._usage: Any = None
         self._head: dict[str, Any] = {}
+        self._mould: _Mould | None = None
+        self._lessons = _LESSONS
 
     # -- a stream --
 
-    def read(self, client: ProviderClient, lines: list[bytes]) -> Block:
+    def read(self, client: ProviderClient, raw: bytes) -> Block:
         """What can be handed on of these lines."""
+        block = Block()
+        if raw[:1] == b"\n":
+            raw = raw.lstrip(b"\n")
+        if self._mould is None and self._lessons == _LESSONS:
+            raw = self._read_first(client, raw, block)
+        if self._mould is not None and self.finish is None and self.failure is None:
+            texts, end = self._mould.read(raw)
+            if texts:
+                self.texts += texts
+                block.add_frames(raw[:end] + _FRAME_END)
+                raw = raw[end:].lstrip(b"\n") if len(raw) > end + len(_FRAME_END) else b""
+        if raw and self.failure is None and not self.done:
+            self._read_lines(client, raw.splitlines(), block)
+        return block
+
+    def _read_first(self, client: ProviderClient, raw: bytes, block: Block) -> bytes:
+        """Read frames up to the one that shows the form of the stream; gives the rest."""
+        at = 0
+        for _ in range(_LEARN_WITHIN):
+            end = raw.find(_FRAME_END, at)
+            if end < 0 or self._mould is not None or self.failure is not None or self.done:
+                break
+            self._read_lines(client, raw[at:end].splitlines(), block)
+            at = end + len(_FRAME_END)
+        return raw[at:]
+
+    def _read_lines(self, client: ProviderClient, lines: list[bytes], block: Block) -> None:
         datas = self._datas(lines)
-        block = Block([], [])
         if not datas:
-            return block
+            return
         try:
             events = orjson.loads(b"[" + b",".join(datas) + b"]")
             if len(events) != len(datas):
                 raise ValueError("two objects in one event")
         except ValueError:
             events = self._readable(client, datas)
-        texts, out, kept = self.texts, block.datas, block.events
+        texts, plain = self.texts, None
         try:
             for event, data in zip(events, datas, strict=False):
                 choices = event.get("choices")
                 if choices and len(choices) == 1 and not event.get("usage") and self.finish is None:
                     choice = choices[0]
                     delta = choice.get("delta")
-                    if delta and len(delta) == 1 and not choice.get("finish_reason"):
-                        content = delta.get("content")
-                        if type(content) is str:  # nearly all frames
-                            texts.append(content)
-                            out.append(data)
-                            kept.append(event)
-                            continue
+                    content = delta.get("content") if delta else None
+                    if (
+                        type(content) is str  # nearly all frames
+                        and (len(delta) == 1 or (content and len(delta) == 2 and "role" in delta))
+                        and not (choice.get("finish_reason") or choice.get("index") or event.get("error"))
+                    ):
+                        texts.append(content)
+                        block.add(data)
+                        plain = event, data
+                        continue
                 self._unusual(client, event, data, block)
         except RouteurError as error:
             self.failure = error
         except (AttributeError, TypeError, KeyError, IndexError, ValueError) as error:
             self.failure = client.unreadable(f"{type(error).__name__} in an event")
-        if not self._head and kept:
-            self._note_head(kept[0])
-        return block
+        if plain is not None:
+            self._learn(*plain)
+
+    def _learn(self, event: dict[str, Any], data: bytes) -> None:
+        """Note the form of a frame that is just a piece of text."""
+        if not self._head:
+            self._note_head(event)
+        if self._lessons:
+            self._lessons -= 1
+            self._mould = _Mould.of(data, event)
 
     def ending(self) -> Ending:
         """What was held back: how it ended, and what it cost where the caller has asked."""
         if self._usage_wanted and self._usage is not None:
-            event = {**self._head, "choices": [], "usage": self._usage}
-            self._last.append(orjson.dumps(event))
-            self._last_events.append(event)
-        return Ending(self._last, self._last_events)
+            self._last.add(orjson.dumps({**self._head, "choices": [], "usage": self._usage}))
+        return self._last
 
-    def _datas(self, lines: list[bytes]) -> Frames:
+    def _datas(self, lines: list[bytes]) -> list[bytes]:
         datas = []
         for line in lines:
             if line[:5] == b"data:":
@@ -119,7 +248,7 @@ class DirectAnswer(Answer):
                     datas.append(data)
         return datas
 
-    def _readable(self, client: ProviderClient, datas: Frames) -> list[Any]:
+    def _readable(self, client: ProviderClient, datas: list[bytes]) -> list[Any]:
         """Those before the first that cannot be read."""
         events = []
         for data in datas:
@@ -165,12 +294,7 @@ class DirectAnswer(Answer):
         if over:
             return  # words after the end are not part of the answer
         data = orjson.dumps(event) if changed else data
-        if finishes:
-            self._last.append(data)
-            self._last_events.append(event)
-        else:
-            block.datas.append(data)
-            block.events.append(event)
+        (self._last if finishes else block).add(data)
 
     def _note_usage(self, usage: Any) -> None:
         read = read_usage(usage)

@@ -22,6 +22,7 @@ from domain.enums import FinishReason
 from domain.errors import Conflict, InternalError, InvalidRequest, RouteurError, UpstreamFailure, UpstreamTimeout
 from domain.events import AgentEvent, RunCancelled, RunFailed, RunFinished, RunId, RunTimedOut, UsageReported
 from domain.ports import RecordStore
+from domain.text import clean_text
 from domain.usage import Usage
 from services.agent_messages import from_records, new_message_id, partial_record, record_of
 from services.agent_service import AgentService
@@ -84,9 +85,10 @@ class DirectService:
         """
         resolved = await self._agents.resolve(AGENT, request.model, request.session_id, caller)
         self.runs.check_room()
+        ready: dict[str, Any] | None = None
         if not resolved.model.startswith(f"{POOL}/"):  # refused before it is written down
             provider, name = self.llm.provider_of(resolved.model)
-            provider.completions_body(name, request.body, streamed=request.streamed)
+            ready = provider.completions_body(name, request.body, streamed=request.streamed)
         sent: list[WireMessage] = request.body["messages"]
         earlier: list[WireMessage] = []
         last = -1
@@ -105,7 +107,7 @@ class DirectService:
                 model=resolved.model,
                 session_id=request.session_id,
                 messages=[wire_record(message, now) for message in sent],
-                text=wire_question(sent),
+                text=clean_text(wire_question(sent)),
                 metadata=request.metadata,
                 request=None if request.door is None else {**request.door, "asked": len(sent)},
             )
@@ -114,8 +116,11 @@ class DirectService:
             # Somebody has said something between our look and our word.
             stored = await self._agents.stored(book.session_id, -1, book.begun.first_index)
             earlier = to_wire(from_records(stored, answers_in(sent)))
-        body = {**request.body, "messages": [*request.unheard, *earlier, *sent]}
-        run = DirectRun(self, book, body, resolved.model, self._agents.limit_of(resolved.agent), request.streamed)
+        body = request.body
+        if resolved.session is not None or request.unheard:
+            body, ready = {**body, "messages": [*request.unheard, *earlier, *sent]}, None
+        limit = self._agents.limit_of(resolved.agent)
+        run = DirectRun(self, book, body, resolved.model, limit, request.streamed, ready)
         self._recorder.follow(run)
         return run
 
@@ -139,16 +144,24 @@ class DirectRun:
         replaced: who was asked before, and could not answer.
         answer: everything that has arrived.
         message_id: of the answer, in the record.
+        ended_at: when it ended, as it is written down; before that, when it began.
     """
 
     agent = AGENT
 
     def __init__(
-        self, service: DirectService, book: Book, body: dict[str, Any], model: str, limit: float, streamed: bool
+        self,
+        service: DirectService,
+        book: Book,
+        body: Mapping[str, Any],
+        model: str,
+        limit: float,
+        streamed: bool,
+        ready: dict[str, Any] | None = None,
     ) -> None:
         self.run_id = RunId(book.run_id)
         self.session_id = book.session_id
-        self.model = model
+        self.model = self._asked_model = model
         self.replaced: tuple[str, ...] = ()
         self.message_id = new_message_id()
         self.answer = DirectAnswer(body)
@@ -162,13 +175,14 @@ class DirectRun:
         self._body = body
         self._limit = limit
         self._streamed = streamed
-        self._begun_at = datetime.now(UTC)
+        self._ready = ready  # the body as the provider of `model` wants it
+        self._begun_at = self.ended_at = datetime.now(UTC)
         self._clock: asyncio.Timeout | None = None
         self._cancelled: str | None = None
         self._over = False
-        self._stack = AsyncExitStack()
-        self._lines: AsyncIterator[list[bytes]] | None = None
-        self._first: list[bytes] = []
+        self._stack: AsyncExitStack | None = None
+        self._reads: AsyncIterator[bytes] | None = None
+        self._first = b""
         self._provider: BaseProvider | None = None
         self._route = service.llm.router.route(model)
         self._monotonic = time.monotonic()
@@ -182,9 +196,11 @@ class DirectRun:
 
     def cancel(self, reason: str) -> None:
         """End it as cancelled."""
-        if self._clock is not None and self._cancelled is None and not self._over:
+        if self._cancelled is None and not self._over:
             self._cancelled = reason
-            self._clock.reschedule(asyncio.get_running_loop().time())
+            if self._clock is not None:
+                with suppress(RuntimeError):  # between `open` and `blocks` none runs: the next one is over at once
+                    self._clock.reschedule(asyncio.get_running_loop().time())
 
     # -- asked --
 
@@ -195,7 +211,7 @@ class DirectRun:
             RouteurError: what went wrong; it is written down.
         """
         try:
-            async with asyncio.timeout(self._limit) as self._clock:
+            async with asyncio.timeout(self._left()) as self._clock:
                 raw = await self._ask_whole()
         except BaseException as error:
             raise await self._failed(error) from error
@@ -209,7 +225,7 @@ class DirectRun:
             RouteurError: as `whole`.
         """
         try:
-            async with asyncio.timeout(self._limit) as self._clock:
+            async with asyncio.timeout(self._left()) as self._clock:
                 await self._ask_stream()
         except BaseException as error:
             raise await self._failed(error) from error
@@ -220,21 +236,21 @@ class DirectRun:
         Raises:
             RouteurError: as `whole`; what arrived before stays.
         """
-        left = self._limit - (time.monotonic() - self._monotonic)
         failure: RouteurError | None = None
         try:
-            async with asyncio.timeout(max(0.001, left)) as self._clock:
-                lines, self._first = self._first, []
-                while lines:
-                    block = self.answer.read(self._known_provider().client, lines)
+            stack, self._stack = self._stack or AsyncExitStack(), None
+            # What breaks goes out through the stack: there the provider's client knows what it means.
+            async with asyncio.timeout(self._left()) as self._clock, stack:
+                raw, self._first = self._first, b""
+                while raw:
+                    block = self.answer.read(self._known_provider().client, raw)
                     if block:
                         yield block
                     if self.answer.failure is not None:
                         raise self.answer.failure
-                    if self.answer.done or self._lines is None:
+                    if self.answer.done or self._reads is None:
                         break
-                    lines = await anext(self._lines, [])
-                await self._stack.aclose()
+                    raw = await anext(self._reads, b"")
                 self._check_end()
                 self._route.succeeded()
         except BaseException as error:
@@ -251,6 +267,12 @@ class DirectRun:
         if not self._over:
             with suppress(asyncio.CancelledError):
                 await self._failed(asyncio.CancelledError())
+
+    def _left(self) -> float:
+        """Seconds that it may still take."""
+        if self._cancelled is not None:
+            return 0
+        return max(0.001, self._limit - (time.monotonic() - self._monotonic))
 
     # -- one provider after the other --
 
@@ -271,16 +293,23 @@ class DirectRun:
         while True:
             try:
                 provider, body, patience = self._next_call()
-                lines = provider.completion_lines(body, self.model, patience)
-                self._lines = await self._stack.enter_async_context(lines)
-                self._first = await anext(self._lines, [])
-                if not self._first:
-                    raise UpstreamFailure(f"The provider '{provider.config.name}' sent nothing.", code="upstream_cut")
+                async with AsyncExitStack() as stack:
+                    reads = provider.completion_reads(body, self.model, patience)
+                    self._reads = await stack.enter_async_context(reads)
+                    self._first = await anext(self._reads, b"")
+                    if not self._first:
+                        name = provider.config.name
+                        raise UpstreamFailure(f"The provider '{name}' sent nothing.", code="upstream_cut")
+                    self._stack = stack.pop_all()
             except RouteurError as error:
-                await self._stack.aclose()
                 self._go_on_after(error)
             else:
                 return
+
+    async def _leave_provider(self) -> None:
+        stack, self._stack = self._stack, None
+        if stack is not None:
+            await stack.aclose()
 
     def _next_call(self) -> tuple[BaseProvider, dict[str, Any], Patience]:
         """Whom to ask now, what, and how long to wait for it."""
@@ -288,18 +317,19 @@ class DirectRun:
         while True:
             self.model, self.replaced = route.model, route.replaced
             self._provider, name = self._llm.provider_of(route.model)
-            try:
-                body = self._provider.completions_body(name, self._body, streamed=self._streamed)
-            except InvalidRequest as error:
-                if not route.skipped():
-                    raise
-                logger.warning(
-                    "model cannot take the parameters and is passed over",
-                    extra={"model": self.model, "code": error.code},
-                )
-                continue
-            patience = Patience(route.timeout, 0) if route.spare else Patience(route.timeout)
-            return self._provider, body, patience
+            body, self._ready = self._ready, None
+            if body is None or route.model != self._asked_model:
+                try:
+                    body = self._provider.completions_body(name, self._body, streamed=self._streamed)
+                except InvalidRequest as error:
+                    if not route.skipped():
+                        raise
+                    logger.warning(
+                        "model cannot take the parameters and is passed over",
+                        extra={"model": self.model, "code": error.code},
+                    )
+                    continue
+            return self._provider, body, Patience(route.timeout, 0) if route.spare else Patience(route.timeout)
 
     def _go_on_after(self, error: RouteurError) -> None:
         """The next one is asked, or the error raised."""
@@ -339,14 +369,14 @@ class DirectRun:
         terminal = self._terminal(error)
         writing = asyncio.ensure_future(self._end(terminal))  # begun, whoever waits for it
         with suppress(RouteurError):
-            await self._stack.aclose()
+            await self._leave_provider()
         if not isinstance(error, Exception):
             raise error
         if isinstance(error, RouteurError):
             self.error = error
         else:
+            logger.error("a direct call failed", exc_info=error, extra={"run_id": self.run_id})
             self.error = InternalError()
-            self.error.__cause__ = error
         with suppress(RouteurError):
             await asyncio.shield(writing)
         return self.error
@@ -381,7 +411,7 @@ class DirectRun:
         await asyncio.shield(self._end(terminal))
 
     def _end(self, terminal: AgentEvent) -> "asyncio.Future[bool]":
-        now = datetime.now(UTC)
+        now = self.ended_at = datetime.now(UTC)
         answer, messages = self.answer, []
         output = answer.text
         if isinstance(terminal, RunFinished):

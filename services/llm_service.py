@@ -10,7 +10,7 @@ import importlib
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import partial
@@ -27,6 +27,7 @@ from domain.embeddings import Embedded, EmbeddingRequest
 from domain.enums import ModelName
 from domain.errors import InvalidRequest, ModelNotFound, RouteurError, Unavailable
 from domain.models import Abilities, ModelInfo, ModelList, ProviderInfo
+from domain.speech import SpeechRequest, Spoken
 from domain.usage import Price
 from services.llm_providers.base import BaseProvider, ListedModel, ModelKind, ProviderConfig
 from services.llm_providers.wire.routed import RoutedChat
@@ -263,9 +264,25 @@ class LLMService:
             InvalidRequest: it does not embed, or not this.
             RouteurError: of the upstream kinds.
         """
+        return await (await self._in_person(model)).embed(model.name, asked)
+
+    async def speech(self, model: ResolvedModel, asked: SpeechRequest) -> AbstractAsyncContextManager[Spoken]:
+        """What that model says, as `BaseProvider.speak`; nobody speaks in its place.
+
+        Raises:
+            InvalidRequest: it does not speak, or not so.
+        """
+        return (await self._in_person(model)).speak(model.name, asked)
+
+    async def _in_person(self, model: ResolvedModel) -> BaseProvider:
+        """The provider of a model in whose place nobody may answer."""
+        if model.provider == POOL:
+            raise InvalidRequest(
+                f"'{model.id}' is a pool, and pools answer chats only.", code="pool_not_supported", param="model"
+            )
         if model.provider not in self._providers:  # seconds of imports, which nobody else is to wait for
             await asyncio.to_thread(self._module, model.provider)
-        return await self._provider(model.provider).embed(model.name, asked)
+        return self._provider(model.provider)
 
     def price(self, model_id: str) -> Price | None:
         """Dollars per million tokens; None: unknown."""

@@ -50,14 +50,14 @@ class OpenRuns:
         """One more."""
         self.count += 1
         self._quiet.clear()
-        self._metrics.runs_open.set(self.count)
+        self._metrics.runs_open = self.count
 
     def ended(self, run: EndedRun, terminal: AgentEvent | None, seconds: float, paused: str = "") -> None:
         """One less. `terminal` None: it has stopped before its end, and `paused` says why."""
         self.count -= 1
         if not self.count:
             self._quiet.set()
-        self._metrics.runs_open.set(self.count)
+        self._metrics.runs_open = self.count
         if terminal is not None and not run.gone:
             self._metrics.run_ended(run.agent, terminal.kind.removeprefix("run."), seconds)
         for call in run.calls:

@@ -46,6 +46,7 @@ _CHATS = UUID("6d0f6a55-0f0e-5a53-9d0b-3f1f1f0c7a11")  # the name space of chats
 _PAGE = 1_000  # rows read at once while a whole session is walked
 _FIRST_PAGE = 100  # lines that `get_session` shows
 _TITLE_CHARS = 200
+_QUESTION_CHARS = 80  # of a question that becomes a title
 MAX_EXPORT = 50_000  # messages; more is read page by page
 
 
@@ -124,8 +125,11 @@ class SessionService:
             await work.sessions.create_session(session)
         return SessionInfo.of(session)
 
-    async def of_chat(self, chat_id: str, agent: str, caller: Principal) -> str:
+    async def of_chat(self, chat_id: str, agent: str, caller: Principal, question: str = "") -> str:
         """The caller's session for a chat that their client counts by ids of its own; made when it is new.
+
+        Args:
+            question: the title of a new one.
 
         Raises:
             AgentNotFound, Forbidden: as `create`.
@@ -135,7 +139,8 @@ class SessionService:
             if await work.sessions.owned(session_id, caller.user_id) is not None:
                 return session_id
         try:
-            await self.create(NewSession(agent=agent), caller, session_id=session_id)
+            title = one_line(question.strip(), _QUESTION_CHARS)[:_TITLE_CHARS]
+            await self.create(NewSession(agent=agent, title=title), caller, session_id=session_id)
         except Exception:
             async with self._store.reading() as work:
                 if await work.sessions.owned(session_id, caller.user_id) is None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
+from itertools import takewhile
 from typing import Any
 
 import orjson
@@ -12,6 +13,9 @@ from services.agent_messages import new_message_id, record_of
 
 WireMessage = dict[str, Any]
 
+#: What stands between two messages of an agent's answer where clients are shown one.
+BETWEEN = "\n\n"
+
 _TYPES = {"user": "human", "assistant": "ai", "system": "system", "developer": "system", "tool": "tool"}
 _KNOWN_FROM = 2  # messages that must be the same before a client is taken to send the whole conversation each time
 
@@ -21,7 +25,8 @@ def wire_text(message: Mapping[str, Any]) -> str:
     content = message.get("content")
     if isinstance(content, str):
         return content
-    return "".join(part.get("text") or "" for part in content or () if isinstance(part, dict))
+    texts = [part.get("text") for part in content or () if isinstance(part, dict)]
+    return "".join(text for text in texts if isinstance(text, str))
 
 
 def wire_question(messages: Sequence[Mapping[str, Any]]) -> str:
@@ -56,36 +61,72 @@ def wire_record(message: Mapping[str, Any], at: datetime) -> NewMessage:
 
 
 def to_wire(messages: Iterable[BaseMessage]) -> list[WireMessage]:
-    """LangChain's messages as OpenAI's wire wants them."""
-    converted = convert_to_openai_messages(list(messages))
-    return converted if isinstance(converted, list) else [converted]
+    """LangChain's messages as OpenAI's wire wants them; what LangChain does not know there goes as it came."""
+    wire: list[WireMessage] = []
+    for message in messages:
+        try:
+            wire += convert_to_openai_messages([message])
+        except (AttributeError, KeyError, TypeError, ValueError):
+            plain = message.model_copy(update={"content": ""})
+            wire += [{**one, "content": message.content} for one in convert_to_openai_messages([plain])]
+    return wire
 
 
 def unsaid(stored: Sequence[BaseMessage], sent: Sequence[WireMessage]) -> list[int]:
     """Which of `sent`, by place, a session does not know yet.
 
-    Some clients send only what is new; most send the whole conversation each time. Who repeats how the session began
-    (two messages or more) is of the second kind: as much as is the same is left out, and so are system messages that
-    are stored already. Asked for the same answer again, the last question is new once more.
+    Some clients send only what is new, and what is to be obeyed each time: the system message that came last is left
+    out. Most send the whole conversation each time. Who repeats how the session began (two messages or more) is of the
+    second kind: as much as is the same is left out, and so are system messages that are stored already. Asked for the
+    same answer again, the last question is new once more.
     """
-    known = [_key_of_stored(message) for message in stored if message.type != "system"]
+    known = [message for message in stored if message.type != "system"]
     spoken = [place for place, message in enumerate(sent) if not _is_rule(message)]
-    same = 0
-    for mine, place in zip(known, spoken, strict=False):
-        if mine != _key_of(sent[place]):
-            break
-        same += 1
+    same = _repeated(known, [sent[place] for place in spoken])
+    obeyed = [str(message.text) for message in stored if message.type == "system"]
     if same < _KNOWN_FROM:
-        return list(range(len(sent)))
-    rules = {str(message.text) for message in stored if message.type == "system"}
+        return [
+            place
+            for place, message in enumerate(sent)
+            if not (_is_rule(message) and [wire_text(message)] == obeyed[-1:])
+        ]
+    rules = set(obeyed)
     said = set(spoken[:same]) | {
         place for place, message in enumerate(sent) if _is_rule(message) and wire_text(message) in rules
     }
     new = [place for place in range(len(sent)) if place not in said]
     if any(not _is_rule(sent[place]) for place in new):
         return new
-    last = max((place for place, message in enumerate(sent) if message["role"] == "user"), default=len(sent) - 1)
-    return list(range(last, len(sent)))
+    asked = max((place for place, message in enumerate(sent) if message["role"] == "user"), default=len(sent) - 1)
+    return list(range(asked, len(sent)))
+
+
+def _repeated(known: Sequence[BaseMessage], sent: Sequence[WireMessage]) -> int:
+    """How many of `sent` say again how `known` begins."""
+    same = at = 0
+    while same < len(sent) and at < len(known):
+        length = _length_of(known, at, sent[same])
+        if length == 0:
+            break
+        at += length
+        same += 1
+    return same
+
+
+def _length_of(known: Sequence[BaseMessage], at: int, message: WireMessage) -> int:
+    """How many messages from `at` on are that one.
+
+    Of an agent's turn, its tools' calls and answers among it, clients have seen one text: the last in a whole answer,
+    all of them in a stream.
+    """
+    if _key_of_stored(known[at]) == _key_of(message):
+        return 1
+    if message["role"] != "assistant" or message.get("tool_calls"):
+        return 0
+    turn = list(takewhile(lambda one: isinstance(one, AIMessage | ToolMessage), known[at:]))
+    texts = [str(one.text) for one in turn if isinstance(one, AIMessage) and one.text]
+    shown = {texts[-1].strip(), BETWEEN.join(texts).strip()} if texts else set()
+    return len(turn) if wire_text(message).strip() in shown else 0
 
 
 def _is_rule(message: WireMessage) -> bool:

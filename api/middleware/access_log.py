@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Awaitable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -27,17 +28,17 @@ class AccessLogMiddleware:
         begun = time.perf_counter()
         status = 0
 
-        async def send_noting(message: Message) -> None:
+        def send_noting(message: Message) -> Awaitable[None]:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-            await send(message)
+            return send(message)
 
-        self._metrics.requests_open.inc()
+        self._metrics.requests_open += 1
         try:
             await self._app(scope, receive, send_noting)
         finally:
-            self._metrics.requests_open.dec()
+            self._metrics.requests_open -= 1
             self._note(scope, status or 499, time.perf_counter() - begun)  # 499: the client left before an answer
 
     def _note(self, scope: Scope, status: int, seconds: float) -> None:

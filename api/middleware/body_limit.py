@@ -1,6 +1,6 @@
 """No body larger than we are ready to hold."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -45,11 +45,12 @@ class BodyLimitMiddleware:
                 return {"type": "http.disconnect"}
             return message
 
-        async def send_unless_over(message: Message) -> None:
+        def send_unless_over(message: Message) -> Awaitable[None]:
             nonlocal answered
-            if not over:
-                answered = True
-                await send(message)
+            if over:
+                return _nothing()
+            answered = True
+            return send(message)
 
         try:
             await self._app(scope, receive_counting, send_unless_over)
@@ -73,3 +74,7 @@ class BodyLimitMiddleware:
         response = error_response(error, openai=path.startswith("/v1/"))
         response.headers["connection"] = "close"  # the rest of the body is not worth reading
         await response(scope, receive, send)
+
+
+async def _nothing() -> None:
+    pass

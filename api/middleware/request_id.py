@@ -1,6 +1,7 @@
 """Every answer names its request: `x-request-id`, the caller's own if it is harmless, else a new one."""
 
 import re
+from collections.abc import Awaitable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uuid_utils import uuid7
@@ -25,10 +26,10 @@ class RequestIdMiddleware:
         name = given if _HARMLESS.fullmatch(given) else f"req_{uuid7().hex}".encode()
         token = request_id.set(name.decode())
 
-        async def send_named(message: Message) -> None:
+        def send_named(message: Message) -> Awaitable[None]:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", name)]
-            await send(message)
+            return send(message)
 
         try:
             await self._app(scope, receive, send_named)

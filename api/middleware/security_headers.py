@@ -1,5 +1,7 @@
 """Headers that close what browsers leave open."""
 
+from collections.abc import Awaitable
+
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _HEADERS = [
@@ -26,12 +28,12 @@ class SecurityHeadersMiddleware:
             await self._app(scope, receive, send)
             return
 
-        async def send_with_headers(message: Message) -> None:
+        def send_with_headers(message: Message) -> Awaitable[None]:
             if message["type"] == "http.response.start":
                 headers = [*message.get("headers", ()), *self._always]
                 if not any(name == _POLICY[0] for name, _ in headers):
                     headers.append(_POLICY)
                 message["headers"] = headers
-            await send(message)
+            return send(message)
 
         await self._app(scope, receive, send_with_headers)

@@ -1,5 +1,7 @@
 """The last net: an error nobody foresaw becomes a 500 that tells nothing, and a log line that tells all."""
 
+from collections.abc import Awaitable
+
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -20,10 +22,10 @@ class UnexpectedErrorMiddleware:
             return
         started = False
 
-        async def send_noting(message: Message) -> None:
+        def send_noting(message: Message) -> Awaitable[None]:
             nonlocal started
             started = True
-            await send(message)
+            return send(message)
 
         try:
             await self._app(scope, receive, send_noting)

@@ -52,7 +52,8 @@ async def create_chat_completion(request: Request) -> Response:
     target = target_of(asked.model)
     metadata: dict[str, Any] = dict(asked.metadata or {})
     services = services_of(request)
-    session_id = await session_of(request, metadata, services.sessions, target.agent or DIRECT, caller)
+    agent = target.agent or DIRECT
+    session_id = await session_of(request, metadata, services.sessions, agent, caller, body["messages"])
     if target.agent is None:
         return await _ask_model(request, body, asked, session_id, metadata, caller)
     return await _ask_agent(request, body, asked, target, session_id, metadata, caller)
@@ -105,7 +106,10 @@ async def _model_frames(run: DirectRun) -> AsyncGenerator[bytes]:
     try:
         async with aclosing(run.blocks()) as blocks:
             async for block in blocks:
-                yield block.sse()
+                try:
+                    yield block.sse()
+                except asyncio.CancelledError as error:
+                    await blocks.athrow(error)  # the run's own, when its limit was reached while the reader was slow
     except RouteurError as error:
         yield error_frame(openai_body(error))
     except asyncio.CancelledError:

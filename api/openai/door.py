@@ -1,7 +1,7 @@
 """What all routes of /v1 share: how a body is read, who is meant by `model`, which session a call belongs to."""
 
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -14,10 +14,12 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from api.errors import invalid_request, openai_responses
+from api.streaming.response import ClientLeft
 from domain.agents import AGENT_ID_PATTERN, SESSION_ID_PATTERN
 from domain.auth import Principal
 from domain.errors import InvalidRequest, UnsupportedMedia
 from services.session_service import SessionService
+from services.wire_messages import WireMessage, wire_question, wire_text
 
 Asked = TypeVar("Asked", bound=BaseModel)
 
@@ -25,18 +27,23 @@ _AGENT = "agent/"
 _AGENT_ID = re.compile(AGENT_ID_PATTERN)
 _SESSION_ID = re.compile(SESSION_ID_PATTERN)
 _MAX_CHAT_ID = 200
+_DEEPEST = 250  # levels; orjson reads more than it writes
 #: Headers in which clients name a chat of theirs: Open WebUI's own, and what LibreChat and others can be told to send.
-CHAT_ID_HEADERS = ("x-openwebui-chat-id", "x-conversation-id")
+OPEN_WEBUI_CHAT = "x-openwebui-chat-id"
+CHAT_ID_HEADERS = (OPEN_WEBUI_CHAT, "x-conversation-id")
+_CHAT_ID_NAMES = frozenset(name.encode() for name in CHAT_ID_HEADERS)
 
 
 class LeanRoute(APIRoute):
     """A route that FastAPI documents and leaves alone: its endpoint takes the request and gives the response.
 
-    Solving dependencies and validating through FastAPI costs more than all the rest of a direct call.
+    Solving dependencies and validating through FastAPI costs more than all the rest of a direct call. Nothing needs to
+    be searched for it either: `LeanMiddleware` calls it by its path.
     """
 
     def __init__(self, path: str, endpoint: Callable[[Request], Awaitable[Response]], **more: Any) -> None:
         super().__init__(path, endpoint, **more)
+        self.lean = endpoint
 
         async def answer(scope: Scope, receive: Receive, send: Send) -> None:
             response = await endpoint(Request(scope, receive))
@@ -103,17 +110,39 @@ async def json_of(request: Request) -> dict[str, Any]:
 
     Raises:
         UnsupportedMedia: it is not said to be JSON.
-        InvalidRequest: it is none.
+        ClientLeft: it does not come.
+        InvalidRequest: it is none, or is nested too deep to be written again.
     """
-    if "json" not in request.headers.get("content-type", ""):
+    if "json" not in request.headers.get("content-type", "").lower():
         raise UnsupportedMedia("Send the body as application/json.", code="not_json")
     try:
-        body = orjson.loads(await request.body())
+        raw = await _body_of(request.receive)
+        body = orjson.loads(raw)
+        if raw.count(b"[") + raw.count(b"{") > _DEEPEST:
+            orjson.dumps(body)
+    except orjson.JSONEncodeError as error:
+        raise InvalidRequest(f"The body is deeper than {_DEEPEST} levels.", code="invalid_json") from error
     except orjson.JSONDecodeError as error:
         raise InvalidRequest("The body is not valid JSON.", code="invalid_json") from error
     if not isinstance(body, dict):
         raise InvalidRequest("The body must be a JSON object.", code="invalid_json")
     return body
+
+
+async def _body_of(receive: Receive) -> bytes:
+    """All of it; most come in one piece, and Starlette's way is made for many.
+
+    Raises:
+        ClientLeft: before it had said everything.
+    """
+    pieces: list[bytes] = []
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientLeft("The client left before it had said everything.")
+        pieces.append(message.get("body", b""))
+        if not message.get("more_body", False):
+            return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 def validated(schema: type[Asked], body: Mapping[str, Any]) -> Asked:
@@ -145,9 +174,17 @@ def bound_session(request: Request, metadata: dict[str, Any]) -> str | None:
 
 
 async def session_of(
-    request: Request, metadata: dict[str, Any], sessions: SessionService, agent: str, caller: Principal
+    request: Request,
+    metadata: dict[str, Any],
+    sessions: SessionService,
+    agent: str,
+    caller: Principal,
+    messages: Sequence[WireMessage] = (),
 ) -> str | None:
     """The session of this call: one of ours by its id, or that of a chat that the client counts itself.
+
+    Args:
+        messages: what it asks; they name a new chat, and tell what is asked beside one.
 
     Raises:
         InvalidRequest: as `bound_session`.
@@ -156,13 +193,26 @@ async def session_of(
     bound = bound_session(request, metadata)
     if bound is not None:
         return bound
+    if _CHAT_ID_NAMES.isdisjoint(name for name, _ in request.scope["headers"]):
+        return None
     for header in CHAT_ID_HEADERS:
         chat = request.headers.get(header, "").strip()
         if chat:
             if len(chat) > _MAX_CHAT_ID:
                 raise InvalidRequest(f"The chat id in {header} is too long.", param=header)
-            return await sessions.of_chat(chat, agent, caller)
+            if header == OPEN_WEBUI_CHAT and _is_aside(messages):
+                return None
+            title = wire_question(messages) if messages else ""
+            return await sessions.of_chat(chat, agent, caller, title)
     return None
+
+
+def _is_aside(messages: Sequence[WireMessage]) -> bool:
+    """Open WebUI wants a title, tags or the like for a chat: the call names the chat, and is no part of it.
+
+    Its prompts for that begin alike. A human's question that does is not lost to the chat: the next call repeats it.
+    """
+    return len(messages) == 1 and wire_text(messages[0]).startswith("### Task:")
 
 
 def answer_headers(model: str, run_id: str, session_id: str | None, replaced: tuple[str, ...] = ()) -> dict[str, str]:

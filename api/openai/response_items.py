@@ -12,6 +12,7 @@ from services.llm_providers.wire.completions import unsupported
 
 Message = dict[str, Any]
 _INPUT_ROLES = {"human": "user", "system": "system", "tool": "tool", "ai": "assistant"}  # by what LangChain calls them
+_FUNCTION = ("type", "name", "description", "parameters", "strict")
 _ROLES = ("user", "assistant", "system", "developer")
 
 
@@ -101,13 +102,16 @@ def tools_of(tools: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Function tools in the form of chat completions.
 
     Raises:
-        InvalidRequest: a tool that runs on OpenAI's side.
+        InvalidRequest: a tool that runs on OpenAI's side, or something about a function that we do not honour.
     """
     found = []
     for place, tool in enumerate(tools):
         if tool.get("type") != "function":
             kind = str(tool.get("type"))[:50]
             raise unsupported(f"tools.{place}.type", f"this router ('{kind}' runs at OpenAI)")
+        for name, value in tool.items():
+            if name not in _FUNCTION and value not in (None, False):
+                raise unsupported(f"tools.{place}.{name}", "this router")
         function = {name: tool[name] for name in ("name", "description", "parameters") if tool.get(name) is not None}
         if tool.get("strict") is not None:
             function["strict"] = tool["strict"]
@@ -145,7 +149,7 @@ def output_items(messages: Iterable[RawMessage], *, calls: bool) -> list[dict[st
         message_id = str(data.get("id") or f"msg_{raw.message_index}")
         thought = (data.get("additional_kwargs") or {}).get("reasoning_content")
         if thought:
-            items.append(reasoning_item(message_id, str(thought)))
+            items.append(reasoning_item(f"rs_{message_id}", str(thought)))
         partial = bool((data.get("response_metadata") or {}).get("partial"))
         if text := _text_of(data.get("content")):
             items.append(message_item(message_id, text, "incomplete" if partial else "completed"))
@@ -169,22 +173,35 @@ def input_items(messages: Iterable[RawMessage]) -> list[dict[str, Any]]:
         kind = raw.message_data.get("type")
         if not isinstance(data, dict) or kind not in _INPUT_ROLES:
             continue
-        text, item_id = _text_of(data.get("content")), str(data.get("id") or f"msg_{raw.message_index}")
+        content, item_id = data.get("content"), str(data.get("id") or f"msg_{raw.message_index}")
         if kind == "tool":
             call_id = str(data.get("tool_call_id"))
-            items.append(
-                {"id": item_id, "type": "function_call_output", "call_id": call_id, "output": text,
-                 "status": "completed"}
-            )  # fmt: skip
-            continue
-        role = _INPUT_ROLES[kind]
-        if text:
-            part = {"type": "output_text" if kind == "ai" else "input_text", "text": text}
-            item = {"id": item_id, "type": "message", "role": role, "status": "completed", "content": [part]}
-            items.append(item)
-        if kind == "ai":
-            items += _calls_of(data)
+            output = {"call_id": call_id, "output": _text_of(content), "status": "completed"}
+            items.append({"id": item_id, "type": "function_call_output", **output})
+        elif kind != "ai":
+            said = {"role": _INPUT_ROLES[kind], "status": "completed", "content": _input_parts(content)}
+            items.append({"id": item_id, "type": "message", **said})
+        else:
+            if text := _text_of(content):
+                items.append(message_item(item_id, text))
+            items += [{**call, "id": f"{call['id']}_{raw.message_index}"} for call in _calls_of(data)]
     return items
+
+
+def _input_parts(content: Any) -> list[dict[str, Any]]:
+    """What was said, as parts of an input item."""
+    parts = []
+    for part in content if isinstance(content, list) else [{"type": "text", "text": content or ""}]:
+        match part:
+            case {"type": "image_url", "image_url": {"url": url, **more}}:
+                parts.append({"type": "input_image", "image_url": url, "detail": more.get("detail") or "auto"})
+            case {"type": "input_audio", "input_audio": audio}:
+                parts.append({"type": "input_audio", "input_audio": audio})
+            case {"type": "file", "file": dict(file)}:
+                parts.append({"type": "input_file", **file})
+            case _:
+                parts.append({"type": "input_text", "text": _text_of([part])})
+    return parts
 
 
 def _text_of(content: Any) -> str:

@@ -1,10 +1,10 @@
 """`/v1/responses`: a model or an agent, in the words of OpenAI's Responses API; each response is a run of a session."""
 
 import asyncio
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import orjson
 from fastapi import APIRouter, Depends, FastAPI, Path, Query, Request
@@ -33,37 +33,38 @@ from api.openai.schemas import (
 )
 from api.openai.translate import refuse_for_agents, to_command, to_message
 from api.streaming.openai_chunks import ToolView
-from api.streaming.openai_responses import ResponseStream, response_error, response_id, response_usage
+from api.streaming.openai_responses import ResponseStream
 from api.streaming.response import EventStreamResponse, while_connected
 from api.streaming.sse import HEARTBEAT
 from core.dependencies import holder_of, require
 from domain.auth import Principal, Scope
-from domain.background import AgentRunRequest
+from domain.background import AgentRunRequest, RunAccepted
 from domain.enums import RunStatus
-from domain.errors import ErrorKind, Forbidden, InvalidRequest, RouteurError, Unavailable
+from domain.errors import Forbidden, InvalidRequest, RouteurError, Unavailable
 from domain.events import Envelope
 from services.agent_stream import RunStream
+from services.direct_answer import DirectAnswer
 from services.direct_service import AGENT as DIRECT
 from services.direct_service import DirectRequest, DirectRun
 from services.llm_providers.wire.completions import unsupported
 from services.llm_providers.wire.openai_wire import read_message
-from services.response_service import StoredResponse
+from services.response_service import VIEW, StoredResponse
 
 router = APIRouter(prefix="/v1/responses", tags=["openai"])
 
+T = TypeVar("T")
 Caller = Annotated[Principal, Depends(require(Scope.COMPLETION))]
 ResponseKey = Annotated[str, Path(max_length=100, examples=["resp_019a7f0e4b0c7d3e9f1a2b3c4d5e6f70"])]
 _ONE = openai_responses(400, 401, 403, 404)
 _CHANGED = openai_responses(400, 401, 403, 404, 409)
-_STATUS = {
-    RunStatus.QUEUED: "queued",
-    RunStatus.COMPLETED: "completed",
-    RunStatus.CANCELLED: "cancelled",
-    RunStatus.FAILED: "failed",
-    RunStatus.TIMEOUT: "failed",
-    RunStatus.LOST: "failed",
+#: Parameters of chat completions that are called otherwise here.
+_NAMES = {
+    "messages": "input",
+    "max_completion_tokens": "max_output_tokens",
+    "response_format": "text.format",
+    "verbosity": "text.verbosity",
+    "reasoning_effort": "reasoning.effort",
 }
-_CUT = {"length": "max_output_tokens", "content_filter": "content_filter"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,27 +112,44 @@ async def create_response(request: Request) -> Response:
     Parameters that the target does not take, and tools that run at OpenAI, are refused by name.
     """
     caller = await holder_of(Scope.COMPLETION, request)
-    wanted = await _understood(request, caller)
-    if wanted.asked.background:
-        return await _in_background(request, wanted, caller)
-    if wanted.target.agent is None:
-        return await _ask_model(request, wanted, caller)
-    return await _ask_agent(request, wanted, caller)
+    try:
+        wanted = await _understood(request, caller)
+        if wanted.asked.background:
+            return await _in_background(request, wanted, caller)
+        if wanted.target.agent is None:
+            return await _ask_model(request, wanted, caller)
+        return await _ask_agent(request, wanted, caller)
+    except InvalidRequest as error:
+        told = _in_their_words(error)
+        raise told from (None if told is error else error)
 
 
 async def _understood(request: Request, caller: Principal) -> _Wanted:
     asked = validated(ResponseRequest, await json_of(request))
-    for name in asked.model_extra or {}:
-        raise unsupported(name, "this router")
+    for name, value in (asked.model_extra or {}).items():
+        if value is not None:
+            raise unsupported(name, "this router")
     target = target_of(asked.model)
     metadata: dict[str, Any] = dict(asked.metadata or {})
     body = _chat_body(asked)
     if target.agent is not None and asked.instructions:
         body["messages"] = [{"role": "system", "content": asked.instructions}, *body["messages"]]
+    chat, tools = validated(ChatRequest, body), tool_view_of(request)
+    if target.agent is not None or asked.background:
+        refuse_for_agents(chat.model_dump(exclude_unset=True, exclude={"messages"}))
     session_id = await _session(request, asked, metadata, target, caller)
-    if asked.store is False and (session_id is not None or asked.background):
-        raise InvalidRequest("store: false goes neither with a conversation nor with background.", param="store")
-    return _Wanted(asked, validated(ChatRequest, body), body, target, session_id, metadata, tool_view_of(request))
+    return _Wanted(asked, chat, body, target, session_id, metadata, tools)
+
+
+def _in_their_words(error: InvalidRequest) -> InvalidRequest:
+    """The refusal of a parameter of chat completions, by the name that it has here."""
+    name, dot, rest = (error.param or "").partition(".")
+    theirs = _NAMES.get(name)
+    if theirs is None:
+        return error
+    named = theirs if theirs == "input" else f"{theirs}{dot}{rest}"  # items and messages are counted differently
+    message = error.message.replace(error.param or name, named).replace(f"'{name}'", f"'{theirs}'")
+    return InvalidRequest(message, code=error.code, param=named)
 
 
 def _chat_body(asked: ResponseRequest) -> dict[str, Any]:
@@ -163,26 +181,49 @@ def _format_of(wanted: dict[str, Any]) -> dict[str, Any] | None:
         return {"type": "json_object"}
     if wanted.get("schema") is None:
         raise InvalidRequest("text.format.schema is missing.", param="text.format.schema")
-    schema = {"name": wanted.get("name") or "answer", "schema": wanted["schema"], "strict": wanted.get("strict")}
+    schema = {
+        "name": wanted.get("name") or "answer",
+        "schema": wanted["schema"],
+        "strict": wanted.get("strict"),
+        "description": wanted.get("description"),
+    }
     return {"type": "json_schema", "json_schema": {name: one for name, one in schema.items() if one is not None}}
 
 
 async def _session(
     request: Request, asked: ResponseRequest, metadata: dict[str, Any], target: Target, caller: Principal
 ) -> str | None:
-    """The one session that is meant."""
+    """The one session that is meant; that of `previous_response_id` is found when the call begins."""
     services = services_of(request)
     bound = await session_of(request, metadata, services.sessions, target.agent or DIRECT, caller)
     conversation = asked.conversation
     named = conversation.id if isinstance(conversation, ConversationRef) else conversation
-    given = [one for one in (bound, named, asked.previous_response_id) if one is not None]
-    if len(set(given)) > 1:
+    given = {one for one in (bound, named, asked.previous_response_id) if one is not None}
+    if len(given) > 1:
         raise InvalidRequest(
             "Give one of previous_response_id, conversation and X-Session-Id.", param="previous_response_id"
         )
-    if asked.previous_response_id is not None:
-        return await services.responses.session_after(asked.previous_response_id, caller)
+    if asked.store is False and (given or asked.background):
+        raise InvalidRequest("store: false goes neither with a conversation nor with background.", param="store")
     return bound or named
+
+
+async def _begun(
+    services: Services, wanted: _Wanted, caller: Principal, begin: Callable[[_Wanted], Awaitable[T]]
+) -> tuple[_Wanted, T]:
+    """What `begin` makes of the call, in the session in which it is to go on.
+
+    Several may go on after the same response at once: the first does so where it is, each other one in a branch.
+    """
+    before = wanted.asked.previous_response_id
+    if before is None:
+        return wanted, await begin(wanted)
+
+    async def begin_in(session_id: str) -> tuple[_Wanted, T]:
+        placed = replace(wanted, session_id=session_id)
+        return placed, await begin(placed)
+
+    return await services.responses.go_on_after(before, caller, begin_in)
 
 
 def _echo(wanted: _Wanted, served: str) -> dict[str, Any]:
@@ -190,13 +231,13 @@ def _echo(wanted: _Wanted, served: str) -> dict[str, Any]:
     asked = wanted.asked
     text = asked.text.model_dump(by_alias=True, exclude_none=True) if asked.text else {}
     reasoning = asked.reasoning.model_dump(exclude_none=True) if asked.reasoning else {}
-    conversation = None if asked.conversation is None else {"id": wanted.session_id}
+    bound = wanted.session_id is not None and asked.previous_response_id is None
     return {
         "model": wanted.target.shown(served),
         "instructions": asked.instructions,
         "metadata": dict(asked.metadata or {}),
         "previous_response_id": asked.previous_response_id,
-        "conversation": conversation,
+        "conversation": {"id": wanted.session_id} if bound else None,
         "background": bool(asked.background),
         "store": asked.store is not False,
         "temperature": asked.temperature,
@@ -219,24 +260,32 @@ def _echo(wanted: _Wanted, served: str) -> dict[str, Any]:
 async def _ask_model(request: Request, wanted: _Wanted, caller: Principal) -> Response:
     services = services_of(request)
     instructions = wanted.asked.instructions
-    run = await services.direct.begin(
-        DirectRequest(
-            wanted.body,
-            wanted.asked.model,
-            wanted.streamed,
-            wanted.session_id,
-            wanted.metadata,
+
+    async def begin(placed: _Wanted) -> DirectRun:
+        asked = DirectRequest(
+            placed.body,
+            placed.asked.model,
+            placed.streamed,
+            placed.session_id,
+            placed.metadata,
             unheard=({"role": "system", "content": instructions},) if instructions else (),
-            door={"response": _echo(wanted, wanted.asked.model)},
-        ),
-        caller,
-    )
-    if wanted.streamed:
-        await while_connected(request.receive, run.open())
-        built = ResponseStream(run.run_id, _echo(wanted, run.model), message_id=run.message_id)
-        frames = _model_frames(run, built)
-        return _streamed(request, wanted, run, frames, caller, services.settings.server.heartbeat)
-    await while_connected(request.receive, run.whole())
+            door=_door(placed, placed.asked.model),
+        )
+        return await services.direct.begin(asked, caller)
+
+    wanted, run = await _begun(services, wanted, caller, begin)
+    async with _forgotten(services, wanted, run, caller, unless_answered=wanted.streamed):
+        if wanted.streamed:
+            await while_connected(request.receive, run.open())
+            built = ResponseStream(run.run_id, _echo(wanted, run.model), message_id=run.message_id)
+            frames = _model_frames(run, built)
+            return _streamed(services, wanted, run, frames, caller, services.settings.server.heartbeat)
+        await while_connected(request.receive, run.whole())
+    return _whole(run, _built(run, wanted))
+
+
+def _built(run: DirectRun, wanted: _Wanted) -> ResponseStream:
+    """The response that a whole answer is."""
     built = ResponseStream(run.run_id, _echo(wanted, run.model), message_id=run.message_id)
     answer = run.answer
     built.begin()
@@ -244,27 +293,33 @@ async def _ask_model(request: Request, wanted: _Wanted, caller: Principal) -> Re
         built.reasoning(thought)
     if answer.text:
         built.text(answer.text)
-    for place, call in sorted(answer.calls.items()):
+    for place in sorted(answer.calls):
+        call = answer.known_call(place)
         built.call(str(place), call.id or "", call.name or "", call.arguments)
-    built.finish(answer.finish_reason or "stop", run.usage)
-    return await _whole(request, wanted, run, built, caller)
+    built.finish(answer.finish_reason or "stop", run.usage, run.ended_at)
+    return built
 
 
 async def _model_frames(run: DirectRun, built: ResponseStream) -> AsyncGenerator[bytes]:
-    yield built.begin()
     try:
+        yield built.begin()
         async with aclosing(run.blocks()) as blocks:
             async for block in blocks:
-                yield b"".join([_piece(built, event) for event in block.events])
-        yield built.finish(run.answer.finish_reason or "stop", run.usage)
+                try:
+                    yield b"".join([_piece(built, run.answer, event) for event in block.events])
+                except asyncio.CancelledError as error:
+                    await blocks.athrow(error)  # the run's own, when its limit was reached while the reader was slow
+        yield built.finish(run.answer.finish_reason or "stop", run.usage, run.ended_at)
     except RouteurError as error:
         yield built.cancel(run.usage) if error.code == "run_cancelled" else built.fail(error, run.usage)
     except asyncio.CancelledError:
         yield built.fail(_stopping())
         raise
+    finally:
+        await run.aclose()
 
 
-def _piece(built: ResponseStream, event: dict[str, Any]) -> bytes:
+def _piece(built: ResponseStream, answer: DirectAnswer, event: dict[str, Any]) -> bytes:
     """What a chunk of a model says."""
     told = b""
     for choice in event["choices"]:
@@ -277,7 +332,8 @@ def _piece(built: ResponseStream, event: dict[str, Any]) -> bytes:
         if read.text:
             told += built.text(read.text)
         for part in read.fragments:
-            told += built.call(str(part.index), part.id or "", part.name or "", part.arguments)
+            call = answer.known_call(part.index)
+            told += built.call(str(part.index), call.id or "", call.name or "", part.arguments)
     return told
 
 
@@ -286,23 +342,23 @@ def _piece(built: ResponseStream, event: dict[str, Any]) -> bytes:
 
 async def _ask_agent(request: Request, wanted: _Wanted, caller: Principal) -> Response:
     services = services_of(request)
-    run = await services.agents.stream(
-        await _command(services, wanted, caller),
-        caller,
-        streams=wanted.streamed,
-        door={"response": _echo(wanted, wanted.target.model or "")},
-    )
+
+    async def begin(placed: _Wanted) -> RunStream:
+        command = await _command(services, placed, caller)
+        door = _door(placed, placed.target.model or "")
+        return await services.agents.stream(command, caller, streams=placed.streamed, door=door)
+
+    wanted, run = await _begun(services, wanted, caller, begin)
     built = ResponseStream(run.run_id, _echo(wanted, run.model), tools=wanted.tools)
-    if wanted.streamed:
-        heartbeat = services.settings.server.heartbeat
-        batches = run.batches(heartbeat)
-        first = await while_connected(request.receive, begun(run, batches))
-        return _streamed(request, wanted, run, _agent_frames(batches, first, built), caller, None)
-    events = await while_connected(request.receive, finished(run))
+    async with _forgotten(services, wanted, run, caller, unless_answered=wanted.streamed):
+        if wanted.streamed:
+            batches = run.batches(services.settings.server.heartbeat)
+            first = await while_connected(request.receive, begun(run, batches))
+            return _streamed(services, wanted, run, _agent_frames(batches, first, built), caller, None)
+        events = await while_connected(request.receive, finished(run))
     built.begin()
     built.envelopes(events)
-    built.response["model"] = wanted.target.shown(run.model)
-    return await _whole(request, wanted, run, built, caller)
+    return _whole(run, built)
 
 
 async def _command(services: Services, wanted: _Wanted, caller: Principal) -> Any:
@@ -331,21 +387,22 @@ async def _agent_frames(
 # -- its answer --
 
 
+def _door(wanted: _Wanted, served: str) -> dict[str, Any] | None:
+    """What makes the run a response that can be found again; None: it shall not be found."""
+    return None if wanted.forgotten else {"response": {**_echo(wanted, served), VIEW: wanted.tools}}
+
+
 def _headers(run: DirectRun | RunStream) -> dict[str, str]:
     replaced = run.replaced if isinstance(run, DirectRun) else ()
     return answer_headers(run.model, run.run_id, run.session_id, replaced)
 
 
-async def _whole(
-    request: Request, wanted: _Wanted, run: DirectRun | RunStream, built: ResponseStream, caller: Principal
-) -> Response:
-    if wanted.forgotten and run.session_id is not None:
-        await services_of(request).responses.forget(run.session_id, caller)
+def _whole(run: DirectRun | RunStream, built: ResponseStream) -> Response:
     return Response(orjson.dumps(built.response), headers=_headers(run), media_type="application/json")
 
 
 def _streamed(
-    request: Request,
+    services: Services,
     wanted: _Wanted,
     run: DirectRun | RunStream,
     frames: AsyncGenerator[bytes],
@@ -353,21 +410,46 @@ def _streamed(
     heartbeat: float | None,
 ) -> Response:
     if wanted.forgotten:
-        frames = _then_forget(services_of(request), run, frames, caller)
+        frames = _then_forget(services, wanted, run, frames, caller)
     return EventStreamResponse(frames, _headers(run), heartbeat=heartbeat)
 
 
 async def _then_forget(
-    services: Services, run: DirectRun | RunStream, frames: AsyncGenerator[bytes], caller: Principal
+    services: Services,
+    wanted: _Wanted,
+    run: DirectRun | RunStream,
+    frames: AsyncGenerator[bytes],
+    caller: Principal,
 ) -> AsyncGenerator[bytes]:
-    """The same frames; when they are over, whatever way, the conversation is deleted."""
-    try:
-        async with aclosing(frames):
-            async for frame in frames:
+    async with _forgotten(services, wanted, run, caller), aclosing(frames):
+        async for frame in frames:
+            try:
                 yield frame
+            except asyncio.CancelledError as error:
+                yield await frames.athrow(error)
+
+
+@asynccontextmanager
+async def _forgotten(
+    services: Services,
+    wanted: _Wanted,
+    run: DirectRun | RunStream,
+    caller: Principal,
+    *,
+    unless_answered: bool = False,
+) -> AsyncIterator[None]:
+    """At the end, whatever it is, the conversation of a response that is not to be kept is deleted.
+
+    Args:
+        unless_answered: only at a bad end: the stream that begins now sees to it.
+    """
+    answered = False
+    try:
+        yield
+        answered = True
     finally:
-        if run.session_id is not None:
-            await asyncio.shield(services.responses.forget(run.session_id, caller))
+        if wanted.forgotten and run.session_id is not None and not (answered and unless_answered):
+            await services.responses.forget(run.session_id, caller)
 
 
 def _stopping() -> Unavailable:
@@ -380,25 +462,29 @@ def _stopping() -> Unavailable:
 async def _in_background(request: Request, wanted: _Wanted, caller: Principal) -> Response:
     if not caller.may(Scope.RUNS):
         raise Forbidden(f"The scope '{Scope.RUNS.value}' is needed.", code="missing_scope")
-    services = services_of(request)
+    services, target = services_of(request), wanted.target
     if services.background is None:
         raise Unavailable("Background runs need SESSION_STORE_URL to be unset.", code="background_unavailable")
-    target = wanted.target
+    background = services.background.runs
+
+    async def begin(placed: _Wanted) -> RunAccepted:
+        return await background.submit(
+            target.agent or DIRECT,
+            await _run_request(services, placed, caller),
+            caller,
+            run_id=request.scope.get("state", {}).get("made_id"),
+            response={**_echo(placed, target.model or ""), VIEW: placed.tools},
+            instructions=placed.asked.instructions if target.agent is None else None,
+        )
+
+    wanted, accepted = await _begun(services, wanted, caller, begin)
     echo = _echo(wanted, target.model or "")
-    accepted = await services.background.runs.submit(
-        target.agent or DIRECT,
-        await _run_request(services, wanted, caller),
-        caller,
-        run_id=request.scope.get("state", {}).get("made_id"),
-        response=echo,
-    )
     echo["model"] = target.shown(accepted.model)
-    created = accepted.created_at.timestamp()
     headers = answer_headers(accepted.model, accepted.run_id, accepted.session_id)
     if wanted.streamed:
-        built = ResponseStream(accepted.run_id, echo, created_at=created, tools=wanted.tools)
+        built = ResponseStream(accepted.run_id, echo, tools=wanted.tools)
         return EventStreamResponse(_followed(services, accepted.run_id, built), headers)
-    built = ResponseStream(accepted.run_id, echo, created_at=created)
+    built = ResponseStream(accepted.run_id, echo)
     built.begin(queued=True)
     return Response(orjson.dumps(built.response), headers=headers, media_type="application/json")
 
@@ -410,16 +496,13 @@ async def _run_request(services: Services, wanted: _Wanted, caller: Principal) -
         InvalidRequest: a parameter that background runs do not take.
     """
     asked = wanted.asked
-    refuse_for_agents(wanted.chat.model_dump(exclude_unset=True, exclude={"messages"}))
     if asked.top_p is not None:
         raise unsupported("top_p", "a response in the background")
     messages = wanted.chat.messages
     if wanted.session_id is not None:
         new = await services.direct.unsaid(wanted.session_id, wanted.body["messages"], caller)
         messages = [messages[place] for place in new]
-    instructions = asked.instructions if wanted.target.agent is None else None
-    said: list[dict[str, Any]] = [{"role": "system", "content": instructions}] if instructions else []
-    said += [to_message(message, place) for place, message in enumerate(messages)]
+    said = [to_message(message, place) for place, message in enumerate(messages)]
     try:
         return AgentRunRequest.model_validate(
             {
@@ -468,8 +551,7 @@ async def get_response(
     if not found.run.background:
         raise InvalidRequest("Only responses in the background can be streamed again.", param="stream")
     skip = -1 if starting_after is None else starting_after
-    created = found.run.created_at.timestamp()
-    built = ResponseStream(found.run.id, _echo_of(found), created_at=created, skip=skip)
+    built = ResponseStream(found.run.id, _echo_of(found), tools=_view_of(found), skip=skip)
     return EventStreamResponse(_followed(services, found.run.id, built))
 
 
@@ -531,22 +613,26 @@ def _echo_of(found: StoredResponse) -> dict[str, Any]:
     return {**found.echo, "model": shown}
 
 
+def _view_of(found: StoredResponse) -> ToolView:
+    return next((view for view in get_args(ToolView) if view == found.view), "hidden")
+
+
 def _stored(found: StoredResponse) -> dict[str, Any]:
-    """A response as it stands in the record."""
+    """A response as it stands in the record: what its events have built.
+
+    Those of a model that somebody waited for do not tell its calls; its message does.
+    """
     run = found.run
-    status = _STATUS.get(run.status, "in_progress")
-    cut = _CUT.get(run.finish_reason or "") if status == "completed" else None
-    failed = status == "failed"
-    error = response_error(ErrorKind.INTERNAL, run.error_code or "run_failed", run.error_message or "")
-    return {
-        "id": response_id(run.id),
-        "object": "response",
-        "created_at": int(run.created_at.timestamp()),
-        "completed_at": int(run.completed_at.timestamp()) if run.completed_at and status == "completed" else None,
-        "status": "incomplete" if cut else status,
-        "error": error if failed else None,
-        "incomplete_details": {"reason": cut} if cut else None,
-        **_echo_of(found),
-        "output": output_items(found.said, calls=run.agent == DIRECT),
-        "usage": response_usage(run.usage),
-    }
+    built = ResponseStream(run.id, _echo_of(found), tools=_view_of(found))
+    built.begin(queued=run.background)
+    if run.status is not RunStatus.QUEUED or found.told:
+        built.started()
+    built.envelopes(found.told)
+    body = built.response
+    trimmed = bool(found.told) and found.told[0].seq != 1
+    if trimmed or (run.agent == DIRECT and not run.background and run.status is RunStatus.COMPLETED):
+        body["output"] = output_items(found.said, calls=run.agent == DIRECT)
+    elif run.agent == DIRECT and body["status"] != "completed":
+        cut = {"message", "function_call"}
+        body["output"] = [{**item, "status": "incomplete"} if item["type"] in cut else item for item in body["output"]]
+    return body

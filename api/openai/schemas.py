@@ -13,6 +13,7 @@ from domain.messages import MAX_MESSAGE_CHARS
 from domain.models import MetadataKey, MetadataText
 
 Text = Annotated[str, Field(max_length=MAX_MESSAGE_CHARS)]
+StopWord = Annotated[str, Field(min_length=1, max_length=1_000)]
 ModelId = Annotated[str, Field(min_length=1, max_length=200, pattern=MODEL_ID_PATTERN)]
 Metadata = Annotated[dict[MetadataKey, MetadataText], Field(max_length=64)]
 SessionId = Annotated[str, Field(pattern=SESSION_ID_PATTERN)]
@@ -139,6 +140,28 @@ class Tool(_Sent):
     function: FunctionTool
 
 
+class FunctionName(_Sent):
+    """Which function."""
+
+    name: Annotated[str, Field(min_length=1, max_length=200)]
+
+
+class ChosenFunction(_Sent):
+    """That function is to be called."""
+
+    type: Literal["function"]
+    function: FunctionName
+
+
+class OtherChoice(_Sent):
+    """What else OpenAI lets its callers choose."""
+
+    type: Literal["allowed_tools", "custom"]
+
+
+ToolChoice = Annotated[ChosenFunction | OtherChoice, Field(discriminator="type")]
+
+
 class ChatRequest(_Sent):
     """The body of `POST /v1/chat/completions`.
 
@@ -163,11 +186,11 @@ class ChatRequest(_Sent):
     top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
     max_tokens: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
-    stop: str | Annotated[list[str], Field(max_length=8)] | None = None
+    stop: StopWord | Annotated[list[StopWord], Field(max_length=8)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     n: Annotated[int, Field(ge=1, le=128)] | None = None
     tools: Annotated[list[Tool], Field(max_length=512)] | None = None
-    tool_choice: Literal["none", "auto", "required", "any"] | dict[str, Any] | None = None
+    tool_choice: Literal["none", "auto", "required", "any"] | ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)] | None = None
@@ -227,11 +250,13 @@ class ModelCards(BaseModel):
 class TextFormat(_Sent):
     """How the text of a response shall look."""
 
+    model_config = ConfigDict(extra="forbid")
+
     type: Literal["text", "json_object", "json_schema"] = "text"
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")] | None = None
     schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
     strict: bool | None = None
-    description: Text | None = None
+    description: Annotated[str, Field(max_length=10_000)] | None = None
 
 
 class TextSettings(_Sent):
@@ -244,9 +269,13 @@ class TextSettings(_Sent):
 
 
 class ReasoningSettings(_Sent):
-    """How much a model shall think."""
+    """How much a model shall think. What it thinks aloud is always told, so a summary may be asked for."""
+
+    model_config = ConfigDict(extra="forbid")
 
     effort: Annotated[str, Field(max_length=32)] | None = None
+    summary: Literal["auto", "concise", "detailed"] | None = None
+    generate_summary: Literal["auto", "concise", "detailed"] | None = None
 
 
 class ConversationRef(_Sent):

@@ -44,12 +44,12 @@ def to_command(
         InvalidRequest: a parameter or a kind of content that agents do not take.
     """
     refuse_for_agents(asked.model_dump(exclude_unset=True, exclude={"messages"}))
-    messages = asked.messages if new is None else [asked.messages[place] for place in new]
+    places = range(len(asked.messages)) if new is None else new
     stop = (asked.stop,) if isinstance(asked.stop, str) else tuple(asked.stop or ())
     try:
         return TunedCompletion.model_validate(
             {
-                "messages": [to_message(message, place) for place, message in enumerate(messages)],
+                "messages": [to_message(asked.messages[place], place) for place in places],
                 "agent": target.agent,
                 "model": target.model,
                 "session_id": session_id,

@@ -9,12 +9,12 @@ import orjson
 from domain.enums import FinishReason
 from domain.events import Envelope, ReasoningDelta, RunFinished, TextDelta, ToolFinished, ToolStarted
 from domain.usage import Usage
+from services.wire_messages import BETWEEN
 
 #: How an agent's own tool calls are shown: not at all, as thoughts, or as calls (which clients may take for theirs).
 ToolView = Literal["hidden", "reasoning", "calls"]
 
 DONE = b"data: [DONE]\n\n"
-_BETWEEN = "\n\n"  # between two messages of one answer
 
 
 def chat_usage(usage: Usage) -> dict[str, Any]:
@@ -73,7 +73,7 @@ class ChatChunks:
             text = event.text
             if event.message_id != self._speaking:
                 if self._speaking:
-                    text = _BETWEEN + text
+                    text = BETWEEN + text
                 self._speaking = event.message_id
             return b"".join((self._before, b'{"content":', orjson.dumps(text), b"}", self._after))
         if type(event) is ReasoningDelta:

@@ -4,10 +4,11 @@ Fed by an agent's events (`envelopes`) or by a model's deltas (`text`, `reasonin
 response at the end is what the events have built, so both always say the same.
 """
 
-import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
+from uuid import UUID
 
 import orjson
 
@@ -38,6 +39,11 @@ _ERROR_CODES = {
 def response_id(run_id: str) -> str:
     """The id of the response that a run is."""
     return f"resp_{run_id.replace('-', '')}"
+
+
+def created_at(run_id: str) -> int:
+    """When the run of that id was made, in whole seconds: the same whoever says it, and whenever."""
+    return (UUID(run_id).int >> 80) // 1_000
 
 
 def response_usage(usage: Usage | None) -> dict[str, Any] | None:
@@ -76,18 +82,17 @@ def call_item(call_id: str, name: str, arguments: str, status: str = "completed"
     }
 
 
-def reasoning_item(message_id: str, text: str) -> dict[str, Any]:
+def reasoning_item(item_id: str, text: str) -> dict[str, Any]:
     """What was thought, as an output item."""
-    return {"id": f"rs_{message_id}", "type": "reasoning", "summary": [{"type": "summary_text", "text": text}]}
+    return {"id": item_id, "type": "reasoning", "summary": [{"type": "summary_text", "text": text}]}
 
 
 @dataclass(slots=True)
 class _Open:
-    """The item that is being built."""
+    """An item that is being built."""
 
     index: int
     kind: str
-    key: str
     item: dict[str, Any]
     pieces: list[str] = field(default_factory=list)
 
@@ -95,8 +100,11 @@ class _Open:
 class ResponseStream:
     """Builds one response.
 
+    Several items may grow at once (calls in pieces, agents that speak side by side): each piece goes to the item of its
+    key. No two items of a response have the same id.
+
     Args:
-        run_id: of the run that it is.
+        run_id: of the run that it is: a UUIDv7, which says when it was made.
         echo: what was asked, as the response repeats it.
         tools: how an agent's own tool calls are shown.
         message_id: of a model's answer, where its deltas do not name one.
@@ -108,7 +116,6 @@ class ResponseStream:
         run_id: str,
         echo: Mapping[str, Any],
         *,
-        created_at: float | None = None,
         tools: ToolView = "hidden",
         message_id: str = "",
         skip: int = -1,
@@ -116,7 +123,8 @@ class ResponseStream:
         self._base: dict[str, Any] = {
             "id": response_id(run_id),
             "object": "response",
-            "created_at": int(created_at or time.time()),
+            "created_at": created_at(run_id),
+            "completed_at": None,
             "status": "in_progress",
             "error": None,
             "incomplete_details": None,
@@ -129,7 +137,8 @@ class ResponseStream:
         self._skip = skip
         self._seq = 0
         self._output: list[dict[str, Any]] = []
-        self._open: _Open | None = None
+        self._open: dict[tuple[str, str], _Open] = {}
+        self._ids: set[str] = set()
         self.ended = False
 
     @property
@@ -153,14 +162,17 @@ class ResponseStream:
         self._base["status"] = "in_progress"
         return self._event("response.in_progress", response=self._base)
 
-    def finish(self, reason: str, usage: Usage | None, model: str | None = None) -> bytes:
-        """A good end, or one that was cut short by a limit."""
-        closing = self._close()
+    def finish(self, reason: str, usage: Usage | None, at: datetime) -> bytes:
+        """A good end, or one that was cut short by a limit.
+
+        Args:
+            at: when that was, as it is written down.
+        """
+        closing = self._close_all()
         short = {"length": "max_output_tokens", "content_filter": "content_filter"}.get(reason)
         status = "incomplete" if short else "completed"
-        if model is not None:
-            self._base["model"] = model
         self._end(status, usage)
+        self._base["completed_at"] = None if short else int(at.timestamp())
         self._base["incomplete_details"] = {"reason": short} if short else None
         return closing + self._event(f"response.{status}", response=self._base)
 
@@ -170,42 +182,41 @@ class ResponseStream:
 
     def fail_with(self, error: dict[str, str], usage: Usage | None) -> bytes:
         """A bad end, in OpenAI's words."""
-        closing = self._close("incomplete")
+        closing = self._close_all("incomplete")
         self._end("failed", usage)
         self._base["error"] = error
         return closing + self._event("response.failed", response=self._base)
 
     def cancel(self, usage: Usage | None = None) -> bytes:
         """Its owner has stopped it. OpenAI has no event for that: the last one is `response.incomplete`."""
-        closing = self._close("incomplete")
+        closing = self._close_all("incomplete")
         self._end("cancelled", usage)
         return closing + self._event("response.incomplete", response=self._base)
 
     def _end(self, status: str, usage: Usage | None) -> None:
         self.ended = True
         self._base |= {"status": status, "output": self._output, "usage": response_usage(usage)}
-        if status == "completed":
-            self._base["completed_at"] = int(time.time())
 
     # -- an agent's events --
 
     def envelopes(self, envelopes: Iterable[Envelope]) -> bytes:
         """What is to be told of these events."""
-        return b"".join([self._envelope(envelope.event) for envelope in envelopes])
+        return b"".join([self._envelope(envelope.event, envelope.at) for envelope in envelopes])
 
-    def _envelope(self, event: Any) -> bytes:
+    def _envelope(self, event: Any, at: datetime) -> bytes:
         if type(event) is TextDelta:
             told = self.text(event.text, event.message_id) if event.text else b""
-            return told + (self._close() if event.done else b"")
+            return told + (self._close(("message", event.message_id)) if event.done else b"")
         if type(event) is ReasoningDelta:
-            return self.reasoning(event.text, event.message_id)
+            return self.reasoning(event.text, event.message_id) if event.text else b""
         if isinstance(event, ToolStarted | ToolFinished):
             return self._tool(event)
         if type(event) is RunResumed:
-            return self._close("incomplete")
+            return self._close_all("incomplete")
         if type(event) is RunFinished:
+            self._served_by(event.model)
             reason = "stop" if event.finish_reason is FinishReason.TOOL_CALLS else event.finish_reason.value
-            return self.finish(reason, event.usage)
+            return self.finish(reason, event.usage, at)
         if type(event) is RunFailed:
             return self.fail_with(response_error(ErrorKind(event.error), event.code, event.message), event.usage)
         if type(event) is RunTimedOut:
@@ -215,107 +226,128 @@ class ResponseStream:
             return self.cancel(event.usage)
         return b""
 
+    def _served_by(self, model: str) -> None:
+        named = str(self._base["model"])
+        self._base["model"] = f"{named.partition('@')[0]}@{model}" if named.startswith("agent/") else model
+
     def _tool(self, event: ToolStarted | ToolFinished) -> bytes:
+        starts = isinstance(event, ToolStarted)
+        told = self._close_kind("reasoning") if starts else b""
         if self._tools == "reasoning":
-            return self.reasoning(tool_line(event), f"tool_{event.call_id}")
+            line = ("tool", f"tool_{event.call_id}")
+            told += self._thought(line, tool_line(event))
+            return told if starts else told + self._close(line)
         if self._tools == "calls" and isinstance(event, ToolStarted):
             arguments = orjson.dumps(event.arguments).decode()
-            return self.call(event.call_id, event.call_id, event.name, arguments) + self._close()
-        return b""
+            told += self.call(event.call_id, event.call_id, event.name, arguments)
+            told += self._close(("function_call", event.call_id))
+        return told
 
     # -- pieces --
 
     def text(self, text: str, message_id: str = "") -> bytes:
-        """A piece of an answer."""
-        key = message_id or self._message_id
+        """A piece of an answer. The thought before it is over."""
+        key = ("message", message_id or self._message_id)
         opening = b""
-        if self._open is None or self._open.kind != "message" or self._open.key != key:
-            opening = self._close() + self._open_message(key)
-        return opening + self._text_delta(text)
-
-    def _open_message(self, key: str) -> bytes:
-        item = {"id": key, "type": "message", "role": "assistant", "status": "in_progress", "content": []}
-        told = self._add("message", key, item)
-        part = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
-        return told + self._part_event("response.content_part.added", part=part)
-
-    def _text_delta(self, text: str) -> bytes:
-        opened = self._opened()
+        if key not in self._open:
+            opening = self._close(("reasoning", key[1])) + self._open_message(key)
+        opened = self._open[key]
         opened.pieces.append(text)
-        return self._part_event("response.output_text.delta", delta=text, logprobs=[])
+        return opening + self._part_event("response.output_text.delta", opened, delta=text, logprobs=[])
+
+    def _open_message(self, key: tuple[str, str]) -> bytes:
+        item_id = self._fresh(key[1])
+        told = self._add(key, {**message_item(item_id, "", "in_progress"), "content": []})
+        part = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
+        return told + self._part_event("response.content_part.added", self._open[key], part=part)
 
     def reasoning(self, text: str, message_id: str = "") -> bytes:
         """A piece of a thought."""
-        key = message_id or self._message_id
+        return self._thought(("reasoning", message_id or self._message_id), text)
+
+    def _thought(self, key: tuple[str, str], text: str) -> bytes:
         opening = b""
-        if self._open is None or self._open.kind != "reasoning" or self._open.key != key:
-            opening = self._close() + self._add(
-                "reasoning", key, {"id": f"rs_{key}", "type": "reasoning", "summary": []}
-            )
-            opening += self._summary_event("part.added", part={"type": "summary_text", "text": ""})
-        self._opened().pieces.append(text)
-        return opening + self._summary_event("text.delta", delta=text)
+        if key not in self._open:
+            opening = self._add(key, {**reasoning_item(self._fresh(f"rs_{key[1]}"), ""), "summary": []})
+            part = {"type": "summary_text", "text": ""}
+            opening += self._summary_event("part.added", self._open[key], part=part)
+        opened = self._open[key]
+        opened.pieces.append(text)
+        return opening + self._summary_event("text.delta", opened, delta=text)
 
     def call(self, key: str, call_id: str, name: str, arguments: str) -> bytes:
-        """A function call, or one more piece of its arguments.
+        """A function call, or one more piece of its arguments. The thoughts before it are over.
 
         Args:
             key: the same for all pieces of one call; `call_id` and `name` of the first count.
         """
+        place = ("function_call", key)
         opening = b""
-        if self._open is None or self._open.kind != "function_call" or self._open.key != key:
-            opening = self._close() + self._add("function_call", key, call_item(call_id, name, "", "in_progress"))
-        opened = self._opened()
-        if not arguments:
-            return opening
-        opened.pieces.append(arguments)
-        return opening + self._item_event("response.function_call_arguments.delta", delta=arguments)
+        if place not in self._open:
+            opening = self._close_kind("reasoning")
+            opening += self._add(place, call_item(self._fresh(call_id), name, "", "in_progress"))
+        opened = self._open[place]
+        return opening + (self._arguments(opened, arguments) if arguments else b"")
+
+    def _arguments(self, opened: _Open, piece: str) -> bytes:
+        opened.pieces.append(piece)
+        return self._item_event("response.function_call_arguments.delta", opened, delta=piece)
 
     # -- items --
 
-    def _add(self, kind: str, key: str, item: dict[str, Any]) -> bytes:
-        self._open = _Open(len(self._output), kind, key, item)
+    def _add(self, key: tuple[str, str], item: dict[str, Any]) -> bytes:
+        self._open[key] = opened = _Open(len(self._output), key[0], item)
         self._output.append(item)
-        return self._event("response.output_item.added", output_index=self._open.index, item=item)
+        return self._event("response.output_item.added", output_index=opened.index, item=item)
 
-    def _opened(self) -> _Open:
-        if self._open is None:  # pragma: no cover - a fault of ours
-            raise RuntimeError("no item is open")
-        return self._open
+    def _fresh(self, wanted: str) -> str:
+        """That id, or one like it that nothing in this response has: who accumulates would take two for one."""
+        found, number = wanted, 1
+        while found in self._ids:
+            number += 1
+            found = f"{wanted}_{number}"
+        self._ids.add(found)
+        return found
 
-    def _close(self, status: str = "completed") -> bytes:
-        """Close the item that is open, if any."""
-        opened = self._open
+    def _close_all(self, status: str = "completed") -> bytes:
+        return b"".join([self._close(key, status) for key in list(self._open)])
+
+    def _close_kind(self, kind: str) -> bytes:
+        return b"".join([self._close(key) for key in list(self._open) if key[0] == kind])
+
+    def _close(self, key: tuple[str, str], status: str = "completed") -> bytes:
+        """Close that item, if it is open."""
+        opened = self._open.pop(key, None)
         if opened is None:
             return b""
-        whole = "".join(opened.pieces)
+        whole, item_id, told = "".join(opened.pieces), opened.item["id"], b""
         if opened.kind == "message":
-            opened.item = message_item(opened.key, whole, status)
-            part = opened.item["content"][0]
-            told = self._part_event("response.output_text.done", text=whole, logprobs=[])
-            told += self._part_event("response.content_part.done", part=part)
-        elif opened.kind == "reasoning":
-            opened.item = reasoning_item(opened.key, whole)
-            told = self._summary_event("text.done", text=whole)
-            told += self._summary_event("part.done", part=opened.item["summary"][0])
+            item = message_item(item_id, whole, status)
+            told = self._part_event("response.output_text.done", opened, text=whole, logprobs=[])
+            told += self._part_event("response.content_part.done", opened, part=item["content"][0])
+        elif opened.kind == "function_call":
+            if not whole and status == "completed":  # clients read it as JSON
+                whole = "{}"
+                told = self._arguments(opened, whole)
+            item = {**opened.item, "arguments": whole, "status": status}
+            done = "response.function_call_arguments.done"
+            told += self._item_event(done, opened, name=item["name"], arguments=whole)
         else:
-            opened.item |= {"arguments": whole, "status": status}
-            told = self._item_event("response.function_call_arguments.done", name=opened.item["name"], arguments=whole)
-        self._output[opened.index] = opened.item
-        told += self._event("response.output_item.done", output_index=opened.index, item=opened.item)
-        self._open = None
-        return told
+            item = reasoning_item(item_id, whole)
+            told = self._summary_event("text.done", opened, text=whole)
+            told += self._summary_event("part.done", opened, part=item["summary"][0])
+        self._output[opened.index] = item
+        return told + self._event("response.output_item.done", output_index=opened.index, item=item)
 
     # -- events --
 
-    def _part_event(self, kind: str, **more: Any) -> bytes:
-        return self._item_event(kind, content_index=0, **more)
+    def _part_event(self, kind: str, opened: _Open, **more: Any) -> bytes:
+        return self._item_event(kind, opened, content_index=0, **more)
 
-    def _summary_event(self, kind: str, **more: Any) -> bytes:
-        return self._item_event(f"response.reasoning_summary_{kind}", summary_index=0, **more)
+    def _summary_event(self, kind: str, opened: _Open, **more: Any) -> bytes:
+        return self._item_event(f"response.reasoning_summary_{kind}", opened, summary_index=0, **more)
 
-    def _item_event(self, kind: str, **more: Any) -> bytes:
-        opened = self._opened()
+    def _item_event(self, kind: str, opened: _Open, **more: Any) -> bytes:
         return self._event(kind, item_id=opened.item["id"], output_index=opened.index, **more)
 
     def _event(self, kind: str, **more: Any) -> bytes:

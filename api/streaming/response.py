@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -19,6 +19,9 @@ _HEADERS = {
     "x-accel-buffering": "no",  # nginx would hold tokens back
 }
 
+
+#: Seconds before anybody looks whether the client is still there: a departure is not forgotten meanwhile.
+_UNWATCHED = 0.1
 
 _END = {"type": "http.response.body", "body": b"", "more_body": False}
 
@@ -65,7 +68,12 @@ class EventStreamResponse(Response):
         try:
             async with aclosing(self._chunks) as chunks:
                 async for chunk in chunks:
-                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                    try:
+                        await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                    except asyncio.CancelledError as error:
+                        # It may be meant for a limit that `chunks` has set, and that has been reached meanwhile.
+                        last = await chunks.athrow(error)
+                        await send({"type": "http.response.body", "body": last, "more_body": True})
                     if bell is not None:
                         bell.postpone()
         finally:
@@ -107,25 +115,42 @@ async def while_connected(receive: Receive, work: Awaitable[T]) -> T:
     this = asyncio.current_task()
     if this is None:  # pragma: no cover - a coroutine always runs in a task
         raise RuntimeError("not in a task")
-    left = False
-
-    def leave(watcher: asyncio.Task[None]) -> None:
-        nonlocal left
-        if not watcher.cancelled():
-            left = True
-            this.cancel()
-
-    watcher = asyncio.create_task(_disconnect(receive))
-    watcher.add_done_callback(leave)
+    watch = _Watch(receive, this)
     try:
         return await work
     except asyncio.CancelledError:
-        if left and this.uncancel() == 0:
+        if watch.left and this.uncancel() == 0:
             raise ClientLeft("The client left.") from None
         raise
     finally:
-        watcher.remove_done_callback(leave)
-        watcher.cancel()
+        watch.end()
+
+
+class _Watch:
+    """Waits for the client to leave, and then cancels `task`. Most answers are there before it has to begin."""
+
+    def __init__(self, receive: Receive, task: "asyncio.Task[Any]") -> None:
+        self.left = False
+        self._receive = receive
+        self._task = task
+        self._watcher: asyncio.Task[None] | None = None
+        self._timer = asyncio.get_running_loop().call_later(_UNWATCHED, self._begin)
+
+    def end(self) -> None:
+        """It does not matter any more whether they leave."""
+        self._timer.cancel()
+        if self._watcher is not None:
+            self._watcher.remove_done_callback(self._leave)
+            self._watcher.cancel()
+
+    def _begin(self) -> None:
+        self._watcher = asyncio.create_task(_disconnect(self._receive))
+        self._watcher.add_done_callback(self._leave)
+
+    def _leave(self, watcher: asyncio.Task[None]) -> None:
+        if not watcher.cancelled():
+            self.left = True
+            self._task.cancel()
 
 
 async def _disconnect(receive: Callable[[], Awaitable[Mapping[str, object]]]) -> None:

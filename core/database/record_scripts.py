@@ -56,7 +56,8 @@ class Codec:
         if value is None or self.dialect != "sqlite":
             return value
         if value is not self._last[0]:
-            self._last = (value, value.astimezone(UTC).replace(tzinfo=None).isoformat(" ", "microseconds"))
+            there = value if value.tzinfo is UTC else value.astimezone(UTC)
+            self._last = (value, there.isoformat(" ", "microseconds")[:-6])  # without the offset
         return self._last[1]
 
     def read_moment(self, value: Any) -> datetime | None:

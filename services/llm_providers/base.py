@@ -14,6 +14,7 @@ from domain.agents import ModelParameters
 from domain.embeddings import Embedded, EmbeddingRequest
 from domain.errors import InvalidRequest
 from domain.models import Abilities
+from domain.speech import SpeechRequest, Spoken
 from services.llm_providers.wire.completions import COMPATIBLE, Vendor
 from services.llm_providers.wire.routed import RoutedChat
 
@@ -103,11 +104,11 @@ class BaseProvider(ABC):
         """The whole answer to `completions_body`, as it came and as JSON. Raises as `ProviderClient.post_json`."""
         return await self.client.post_for_bytes(self.completions_path, body, model=model, patience=patience)
 
-    def completion_lines(
+    def completion_reads(
         self, body: dict[str, Any], model: str, patience: Patience = PROVIDERS_OWN
-    ) -> AbstractAsyncContextManager[AsyncIterator[list[bytes]]]:
-        """The streamed answer, as `ProviderClient.stream_lines` gives it."""
-        return self.client.stream_lines(self.completions_path, body, model=model, patience=patience)
+    ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        """The streamed answer, as `ProviderClient.stream_reads` gives it."""
+        return self.client.stream_reads(self.completions_path, body, model=model, patience=patience)
 
     async def embed(self, name: str, asked: EmbeddingRequest) -> Embedded:
         """The vectors that the model of that name gives, as they came.
@@ -118,6 +119,19 @@ class BaseProvider(ABC):
         """
         raise InvalidRequest(
             f"The provider '{self.config.name}' has no embeddings.", code="embeddings_not_supported", param="model"
+        )
+
+    def speak(
+        self, name: str, asked: SpeechRequest, patience: Patience = PROVIDERS_OWN
+    ) -> AbstractAsyncContextManager[Spoken]:
+        """What the model of that name says. Leaving the context ends the provider's work.
+
+        Raises:
+            InvalidRequest: this vendor does not speak, or does not take what was asked; `param` names it.
+            RouteurError: of the upstream kinds; when entered, and while iterating.
+        """
+        raise InvalidRequest(
+            f"The provider '{self.config.name}' does not speak.", code="speech_not_supported", param="model"
         )
 
     async def aclose(self) -> None:

@@ -1,9 +1,12 @@
 """Any OpenAI-compatible server: vLLM, llama.cpp, LM Studio, LocalAI, a gateway. One class, any number of servers."""
 
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
+from core.http import PROVIDERS_OWN, Patience
 from domain.agents import ModelParameters
 from domain.embeddings import Embedded, EmbeddingRequest
+from domain.speech import SpeechRequest, Spoken
 from services.llm_providers.base import BaseProvider, ListedModel, ModelKind
 from services.llm_providers.wire.answer import counted
 from services.llm_providers.wire.embeddings import post_embeddings
@@ -11,6 +14,7 @@ from services.llm_providers.wire.listing import listed_entries
 from services.llm_providers.wire.openai_chat import OpenAIWireChat
 from services.llm_providers.wire.parameters import given
 from services.llm_providers.wire.routed import RoutedChat
+from services.llm_providers.wire.speech import openai_payload, post_speech
 
 #: What a model is for, by what its name holds; in this order.
 _KINDS: tuple[tuple[str, ModelKind], ...] = (
@@ -19,6 +23,7 @@ _KINDS: tuple[tuple[str, ModelKind], ...] = (
     ("transcrib", "transcription"),
     ("voxtral", "transcription"),
     ("parakeet", "transcription"),
+    ("tts", "speech"),
 )
 #: How speaches says it.
 _TASKS: dict[str, ModelKind] = {"automatic-speech-recognition": "transcription", "text-to-speech": "speech"}
@@ -54,6 +59,12 @@ class Provider(BaseProvider):
     async def embed(self, name: str, asked: EmbeddingRequest) -> Embedded:
         """As floats: not every server encodes."""
         return await post_embeddings(self.client, name, asked, dimensions=asked.dimensions, encoding_format="float")
+
+    def speak(
+        self, name: str, asked: SpeechRequest, patience: Patience = PROVIDERS_OWN
+    ) -> AbstractAsyncContextManager[Spoken]:
+        """As OpenAI says it; events only where they were asked for."""
+        return post_speech(self.client, name, openai_payload(name, asked), patience)
 
 
 def _kind_of(entry: dict[str, Any]) -> ModelKind:

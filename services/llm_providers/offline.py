@@ -1,5 +1,7 @@
 """The embedded models: no network, no weights, no chance. One answers by rules, one embeds by hashing, and they say so.
 
+Two more speak, where their programs (flite, espeak-ng) are on this machine.
+
 It is for the first minute of a newcomer, for demonstrations and for tests. It streams, calls tools, fills JSON schemas
 and counts tokens, so that everything around a model can be seen at work; it understands nothing.
 """
@@ -7,8 +9,8 @@ and counts tokens, so that everything around a model can be seen at work; it und
 import asyncio
 import re
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from importlib.util import find_spec
 from typing import Any, cast
 
@@ -18,19 +20,24 @@ from langchain_core.runnables import Runnable
 from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
 from uuid_utils import uuid7
 
+from core.audio.encoding import StreamEncoder
+from core.audio.resampling import resampler
 from core.http import PROVIDERS_OWN, Patience
 from domain.agents import ModelParameters
 from domain.embeddings import Embedded, EmbeddingRequest
 from domain.errors import InvalidRequest, ModelNotFound
 from domain.models import Abilities
+from domain.speech import PCM_RATE, SpeechFormat, SpeechRequest, Spoken
 from domain.usage import Usage
 from services.feature_hashing import DIMENSIONS, MAX_DIMENSIONS, embed_ids, embed_text
-from services.llm_providers.base import BaseProvider, ListedModel
+from services.llm_providers.base import BaseProvider, ListedModel, ProviderConfig
 from services.llm_providers.wire.answer import Answer, Delta, Fragment
 from services.llm_providers.wire.completions import OFFLINE
 from services.llm_providers.wire.parameters import given
 from services.llm_providers.wire.routed import RoutedChat
 from services.model_router import Route
+from services.question_reading import Reading, arguments_for, asked_call, instance_of, wanted_keys
+from services.speech_engines import ENGINES, SpeechEngine, found_engines
 
 NAME = "rules"
 HASH = "hash"
@@ -42,7 +49,8 @@ _SUM = re.compile(r"[-+(]*\s*\d[\d\s.,()]*(?:(?:\*\*|[-+*/^])[\s(]*-?\s*\d[\d\s.
 _TIME = re.compile(r"\b(time|date|day|clock|today|now)\b", re.IGNORECASE)
 _WORDS = {" times ": " * ", " plus ": " + ", " minus ": " - ", " divided by ": " / ", "×": "*", "÷": "/", " x ": " * "}
 _ECHO_CHARS = 400
-_MAX_DEPTH = 8
+_READ_CHARS, _SUM_CHARS = 20_000, 1_000  # of a question, where calls and sums are looked for: patterns are not linear
+_SLICE = 64_000  # bytes of sound encoded in one go, two seconds
 
 
 class OfflineChat(RoutedChat):
@@ -93,7 +101,8 @@ class OfflineChat(RoutedChat):
     ) -> list[Delta]:
         """All pieces of the answer; its end and its usage are noted at once."""
         tools = {tool["function"]["name"]: tool["function"] for tool in kwargs.get("tools") or []}
-        call = _tool_call(messages, tools, kwargs.get("tool_choice"))
+        with _readable_schemas("tools"):
+            call = _tool_call(messages, tools, kwargs.get("tool_choice"))
         answer.served = NAME
         asked = sum(count_tokens(str(message.text)) for message in messages)
         if call is not None:
@@ -121,15 +130,21 @@ class Provider(BaseProvider):
 
     vendor = OFFLINE
 
+    def __init__(self, config: ProviderConfig) -> None:
+        super().__init__(config)
+        self._engines = found_engines()
+        self._encoding = asyncio.Semaphore(1)  # threads that want the interpreter would hold up the loop together
+
     def chat_model(self, name: str, parameters: ModelParameters) -> RoutedChat:
         """The model of rules; it takes every parameter and heeds `max_tokens` and `stop`."""
         _check_chats(name)
         return OfflineChat(routeur_id=f"offline/{name}", **given(parameters, max_tokens="max_tokens", stop="stop"))
 
     def completions_body(self, name: str, asked: Mapping[str, Any], *, streamed: bool) -> dict[str, Any]:
-        """Raises InvalidRequest also for the model that only embeds."""
+        """Raises InvalidRequest also for the model that only embeds, ModelNotFound for one that is not there."""
         _check_chats(name)
-        return super().completions_body(name, asked, streamed=streamed)
+        body = super().completions_body(name, asked, streamed=streamed)
+        return {**body, "messages": [_known_fields(message) for message in body["messages"]]}
 
     async def completion(
         self, body: dict[str, Any], model: str, patience: Patience = PROVIDERS_OWN
@@ -149,15 +164,15 @@ class Provider(BaseProvider):
         return orjson.dumps(whole), whole
 
     @asynccontextmanager
-    async def completion_lines(
+    async def completion_reads(
         self, body: dict[str, Any], model: str, patience: Patience = PROVIDERS_OWN
-    ) -> AsyncIterator[AsyncIterator[list[bytes]]]:
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
         """The same, in pieces."""
         answer, deltas = _asked_directly(body, model)
         yield _told(_head(model, "chat.completion.chunk"), answer, deltas)
 
     async def list_models(self, within: float) -> list[ListedModel]:
-        """Those there are; it listens where the extra is installed."""
+        """The two there are; one that listens, and those that speak, where what they need is installed."""
         heard = [ListedModel(EARS, "transcription")] if find_spec("pocketsphinx") else []
         return [
             ListedModel(
@@ -170,6 +185,10 @@ class Provider(BaseProvider):
                 HASH, "embedding", description="Offline demonstration: embeds by hashing words, knows no meanings"
             ),
             *heard,
+            *(
+                ListedModel(name, "speech", description=f"Offline demonstration: {one.program} speaks. {one.says}")
+                for name, one in self._engines.items()
+            ),
         ]
 
     async def embed(self, name: str, asked: EmbeddingRequest) -> Embedded:
@@ -195,16 +214,78 @@ class Provider(BaseProvider):
             await asyncio.sleep(0)  # others have their turn
         return Embedded(data, _usage(tokens, 0))
 
+    @asynccontextmanager
+    async def speak(self, name: str, asked: SpeechRequest, patience: Patience = PROVIDERS_OWN) -> AsyncIterator[Spoken]:
+        """By the program of that name, sentence by sentence."""
+        engine = self._engine(name)
+        voice, pieces = await engine.prepare(asked)
+        usage = _usage(count_tokens(asked.text), 0)
+        async with aclosing(self._encoded(engine, pieces, voice, asked)) as chunks:
+            yield Spoken(chunks, usage=usage)
+
+    async def _encoded(
+        self, engine: SpeechEngine, pieces: list[str], voice: str, asked: SpeechRequest
+    ) -> AsyncGenerator[bytes]:
+        """The sound in the form that was asked for, a few seconds at a time and away from the event loop."""
+        voiced: _Voiced | None = None
+        async with aclosing(engine.speak(pieces, voice, asked.speed)) as sounds:
+            async for rate, pcm in sounds:
+                if voiced is None:
+                    voiced = await asyncio.to_thread(_Voiced, asked.form, rate)
+                for start in range(0, len(pcm), _SLICE):
+                    async with self._encoding:
+                        made = await asyncio.to_thread(voiced.feed, pcm[start : start + _SLICE])
+                    yield made
+        if voiced is None:
+            raise InvalidRequest(
+                f"{engine.program} finds nothing to say in that text.", code="nothing_to_say", param="input"
+            )
+        yield await asyncio.to_thread(voiced.end)
+
+    def _engine(self, name: str) -> SpeechEngine:
+        if name in self._engines:
+            return self._engines[name]
+        if name in (NAME, HASH, EARS):
+            raise InvalidRequest(
+                f"The model 'offline/{name}' does not speak.", code="speech_not_supported", param="model"
+            )
+        missing = ENGINES.get(name)
+        reason = ""
+        if missing is not None:
+            reason = f"It needs the program {missing.program} (Debian package {missing.package})."
+        raise ModelNotFound(f"offline/{name}", [f"offline/{one}" for one in self._engines], reason=reason)
+
+
+class _Voiced:
+    """An encoder; raw PCM, which cannot tell its rate, is brought to the one that everybody expects."""
+
+    def __init__(self, form: SpeechFormat, rate: int) -> None:
+        self._resampler = resampler(rate, PCM_RATE) if form is SpeechFormat.PCM else None
+        self._encoder = StreamEncoder(form.value, rate)
+
+    def feed(self, pcm: bytes) -> bytes:
+        return self._encoder.feed(self._resampler.feed(pcm) if self._resampler else pcm)
+
+    def end(self) -> bytes:
+        rest = self._encoder.feed(self._resampler.end()) if self._resampler else b""
+        return rest + self._encoder.end()
+
+
+def _known_fields(message: dict[str, Any]) -> dict[str, Any]:
+    """A message without what this model does not read: LangChain refuses odd values in odd fields."""
+    more = {"assistant": ("tool_calls",), "tool": ("tool_call_id",)}.get(message["role"], ())
+    known = {name: message[name] for name in ("role", "content", *more) if name in message}
+    return {**known, "name": message["name"]} if isinstance(message.get("name"), str) else known
+
 
 def _check_chats(name: str) -> None:
-    if name == EARS:
+    does = {HASH: "embeds", EARS: "transcribes"}.get(name, "speaks" if name in ENGINES else None)
+    if does is not None:
         raise InvalidRequest(
-            "The model 'offline/pocketsphinx' transcribes; it does not answer.", code="not_a_chat_model", param="model"
+            f"The model 'offline/{name}' {does}; it does not answer.", code="not_a_chat_model", param="model"
         )
-    if name == HASH:
-        raise InvalidRequest(
-            "The model 'offline/hash' embeds; it does not answer.", code="not_a_chat_model", param="model"
-        )
+    if name != NAME:
+        raise ModelNotFound(f"offline/{name}", [f"offline/{NAME}"])
 
 
 def _asked_directly(body: dict[str, Any], model: str) -> tuple[Answer, list[Delta]]:
@@ -214,15 +295,32 @@ def _asked_directly(body: dict[str, Any], model: str) -> tuple[Answer, list[Delt
     answer = Answer()
     return answer, llm._compose(
         answer,
-        convert_to_messages(body["messages"]),
+        convert_to_messages([_readable(message) for message in body["messages"]]),
         [stop] if isinstance(stop, str) else stop,
         {name: body.get(name) for name in ("tools", "tool_choice", "response_format")},
     )
 
 
-async def _told(head: dict[str, Any], answer: Answer, deltas: list[Delta]) -> AsyncIterator[list[bytes]]:
-    def line(choices: list[dict[str, Any]], **more: Any) -> list[bytes]:
-        return [b"data: " + orjson.dumps({**head, "choices": choices, **more})]
+def _readable(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message as LangChain reads it: calls may stand without content, and their arguments need be no JSON object."""
+    read = {"content": "", **message}
+    if calls := message.get("tool_calls"):
+        read["tool_calls"] = [_readable_call(call) for call in calls]
+    return read
+
+
+def _readable_call(call: Mapping[str, Any]) -> dict[str, Any]:
+    function = call["function"]
+    try:
+        given_as_object = isinstance(orjson.loads(function["arguments"]), dict)
+    except orjson.JSONDecodeError:
+        given_as_object = False
+    return dict(call) if given_as_object else {**call, "function": {**function, "arguments": "{}"}}
+
+
+async def _told(head: dict[str, Any], answer: Answer, deltas: list[Delta]) -> AsyncIterator[bytes]:
+    def line(choices: list[dict[str, Any]], **more: Any) -> bytes:
+        return b"data: " + orjson.dumps({**head, "choices": choices, **more}) + b"\n\n"
 
     def choice(delta: dict[str, Any], finish: str | None = None) -> list[dict[str, Any]]:
         return [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}]
@@ -235,7 +333,7 @@ async def _told(head: dict[str, Any], answer: Answer, deltas: list[Delta]) -> As
         else:
             yield line(choice({"content": delta.text}))
         await asyncio.sleep(0)  # others have their turn
-    yield line(choice({}, answer.finish)) + line([], usage=_wire_usage(answer.usage)) + [b"data: [DONE]"]
+    yield line(choice({}, answer.finish)) + line([], usage=_wire_usage(answer.usage)) + b"data: [DONE]\n\n"
 
 
 def _head(model: str, kind: str) -> dict[str, Any]:
@@ -266,13 +364,29 @@ def _usage(inputs: int, outputs: int) -> Usage:
     return Usage(input_tokens=inputs, output_tokens=outputs, total_tokens=inputs + outputs)
 
 
+@contextmanager
+def _readable_schemas(param: str) -> Iterator[None]:
+    """Raises:
+    InvalidRequest: a JSON schema of the caller's cannot be read; `param` is where it stood.
+    """
+    try:
+        yield
+    except ValueError:
+        raise InvalidRequest("That JSON schema cannot be read.", code="invalid_schema", param=param) from None
+
+
 def _words(messages: list[BaseMessage], response_format: Any) -> str:
-    schema = _schema_of(response_format)
+    schema = _schema_of(response_format, messages)
     if schema is not None:
-        return orjson.dumps(smallest_instance(schema, schema)).decode()
+        with _readable_schemas("response_format"):
+            return orjson.dumps(instance_of(schema, Reading(_last_question(messages)))).decode()
     results = _last_results(messages)
     if results:
-        told = "; ".join(f"{result.name or 'the tool'} answered: {str(result.text).strip()}" for result in results)
+        names = _called(messages)
+        told = "; ".join(
+            f"{result.name or names.get(result.tool_call_id, 'the tool')} answered: {str(result.text).strip()}"
+            for result in results
+        )
         return f"{told} (offline demonstration model)"
     said = _last_question(messages).strip()
     said = said if len(said) <= _ECHO_CHARS else said[:_ECHO_CHARS] + " …"
@@ -286,26 +400,31 @@ def _tool_call(messages: list[BaseMessage], tools: dict[str, Any], choice: Any) 
     """The call that the last question asks for, or that `choice` forces."""
     if not tools or choice == "none":
         return None
-    question = _last_question(messages)
+    question = _last_question(messages)[:_READ_CHARS]
     if isinstance(choice, dict):
-        choice = choice.get("function", {}).get("name")
-    if choice in tools:
+        function = choice.get("function")
+        choice = function.get("name") if isinstance(function, dict) else None
+    if isinstance(choice, str) and choice in tools:
         return _fragment(choice, _arguments_for(tools[choice], question))
+    must = choice in ("any", "required")
     if _last_results(messages):
-        return None  # it has been called; now answer
+        if not must:
+            return None  # it has been called; now answer
+        called = set(_called(messages).values())
+        tools = {name: tool for name, tool in tools.items() if name not in called} or tools
     asked = _CALL.search(question)
     if asked and asked["name"] in tools:
-        try:
+        with suppress(orjson.JSONDecodeError):
             return _fragment(asked["name"], orjson.loads(asked["arguments"]))
-        except orjson.JSONDecodeError:
-            return None
+    if meant := asked_call(question, tools):
+        return _fragment(*meant)
     for name, tool in tools.items():
         if "expression" in _properties(tool) and (expression := _expression(question)):
             return _fragment(name, {"expression": expression})
     for name in tools:
         if re.search("clock|time|date", name) and _TIME.search(question):
             return _fragment(name, {})
-    if choice in ("any", "required"):
+    if must:
         name = next(iter(tools))
         return _fragment(name, _arguments_for(tools[name], question))
     return None
@@ -317,18 +436,19 @@ def _fragment(name: str, arguments: dict[str, Any]) -> Fragment:
 
 
 def _arguments_for(tool: dict[str, Any], question: str) -> dict[str, Any]:
-    schema = tool.get("parameters") or {}
-    arguments = smallest_instance(schema, schema)
+    arguments = arguments_for(tool, question)
     if "expression" in _properties(tool) and (expression := _expression(question)):
         arguments["expression"] = expression
-    return arguments if isinstance(arguments, dict) else {}
+    return arguments
 
 
 def _properties(tool: dict[str, Any]) -> dict[str, Any]:
-    return cast(dict[str, Any], (tool.get("parameters") or {}).get("properties") or {})
+    properties = (tool.get("parameters") or {}).get("properties")
+    return properties if isinstance(properties, dict) else {}
 
 
 def _expression(question: str) -> str | None:
+    question = question[:_SUM_CHARS]
     for word, sign in _WORDS.items():
         question = question.replace(word, sign)
     found = _SUM.search(question)
@@ -349,47 +469,24 @@ def _last_results(messages: list[BaseMessage]) -> list[ToolMessage]:
     return results
 
 
-def _schema_of(response_format: Any) -> dict[str, Any] | None:
+def _called(messages: list[BaseMessage]) -> dict[str | None, str]:
+    """The tools that were called since the last question, by the ids of their calls."""
+    called: dict[str | None, str] = {}
+    for message in reversed(messages):
+        if isinstance(message, HumanMessage):
+            break
+        if isinstance(message, AIMessage):
+            called |= {call["id"]: call["name"] for call in message.tool_calls}
+    return called
+
+
+def _schema_of(response_format: Any, messages: list[BaseMessage]) -> dict[str, Any] | None:
     if isinstance(response_format, type):
         return convert_to_json_schema(response_format)
     if not isinstance(response_format, dict):
         return None
     if response_format.get("type") == "json_object":
-        return {"type": "object", "properties": {"answer": {"type": "string"}}, "required": ["answer"]}
+        keys = wanted_keys(_last_question(messages)) or ["answer"]
+        return {"type": "object", "properties": {key: {"type": "string"} for key in keys}, "required": keys}
     wanted = response_format.get("json_schema")
     return wanted.get("schema") if isinstance(wanted, dict) else None
-
-
-def smallest_instance(schema: Any, root: dict[str, Any], depth: int = 0) -> Any:
-    """The plainest value that fits a JSON schema: defaults, first choices, required fields only."""
-    if not isinstance(schema, dict) or depth > _MAX_DEPTH:
-        return None
-    if "$ref" in schema:
-        target: Any = root
-        for part in str(schema["$ref"]).removeprefix("#/").split("/"):
-            target = target.get(part, {}) if isinstance(target, dict) else {}
-        return smallest_instance(target, root, depth + 1)
-    for key in ("const", "default"):
-        if key in schema:
-            return schema[key]
-    if schema.get("enum"):
-        return schema["enum"][0]
-    for key in ("anyOf", "oneOf", "allOf"):
-        if schema.get(key):
-            return smallest_instance(schema[key][0], root, depth + 1)
-    kind = schema.get("type")
-    if isinstance(kind, list):
-        kind = kind[0]
-    if kind == "object" or "properties" in schema:
-        fields = schema.get("properties") or {}
-        return {
-            name: smallest_instance(fields.get(name, {}), root, depth + 1) for name in schema.get("required") or fields
-        }
-    if kind == "array":
-        count = max(0, int(schema.get("minItems") or 0))
-        return [smallest_instance(schema.get("items", {}), root, depth + 1) for _ in range(min(count, 16))]
-    if kind in ("integer", "number"):
-        return schema.get("minimum", schema.get("exclusiveMinimum", -1) + 1)
-    if kind == "boolean":
-        return False
-    return "offline".ljust(min(int(schema.get("minLength") or 0), 1_000), ".") if kind == "string" else None

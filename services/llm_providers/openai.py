@@ -1,9 +1,12 @@
 """OpenAI."""
 
+from contextlib import AbstractAsyncContextManager
 from typing import Any, Literal
 
+from core.http import PROVIDERS_OWN, Patience
 from domain.agents import ModelParameters
 from domain.embeddings import Embedded, EmbeddingRequest
+from domain.speech import SpeechRequest, Spoken
 from services.llm_providers.base import BaseProvider, ListedModel
 from services.llm_providers.wire.completions import OPENAI
 from services.llm_providers.wire.embeddings import post_embeddings
@@ -11,6 +14,7 @@ from services.llm_providers.wire.listing import listed_entries
 from services.llm_providers.wire.openai_chat import OpenAIChat
 from services.llm_providers.wire.parameters import given
 from services.llm_providers.wire.routed import RoutedChat
+from services.llm_providers.wire.speech import openai_payload, post_speech
 
 Kind = Literal["chat", "embedding", "transcription", "speech"]
 
@@ -59,6 +63,12 @@ class Provider(BaseProvider):
         """In the encoding that the caller wants: base64 is handed on as it comes."""
         encoding = "base64" if asked.base64 else "float"
         return await post_embeddings(self.client, name, asked, dimensions=asked.dimensions, encoding_format=encoding)
+
+    def speak(
+        self, name: str, asked: SpeechRequest, patience: Patience = PROVIDERS_OWN
+    ) -> AbstractAsyncContextManager[Spoken]:
+        """As OpenAI says it; events only where they were asked for."""
+        return post_speech(self.client, name, openai_payload(name, asked), patience)
 
 
 def _asked(parameters: ModelParameters) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import signal
 import sqlite3
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +86,42 @@ async def read(client: httpx.AsyncClient, number: int) -> str:
     return heard
 
 
-def wait_for_drafts(database: Path) -> None:
+def wait_for_drafts(database: Path, count: int = STREAMS) -> None:
     """Return when a draft of every stream is written, which happens every second."""
     with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
-        while connection.execute("SELECT count(draft) FROM runs").fetchone()[0] < STREAMS:
+        while connection.execute("SELECT count(draft) FROM runs").fetchone()[0] < count:
             time.sleep(0.05)
+
+
+async def test_a_direct_stream_that_the_process_died_in_is_there_as_far_as_it_had_come(tmp_path: Path) -> None:
+    provider = FakeProvider()
+    provider.default = Reply(words=tuple(f"{number} " for number in range(10_000)), pause=0.05)
+    async with live(provider) as url:
+        settings = {"ADMIN_PASSWORD": PASSWORD, "COMPATIBLE_PROVIDERS": json.dumps({"slow": {"base_url": f"{url}/v1"}})}
+        question = {"model": "slow/fake", "messages": [{"role": "user", "content": "Count!"}]}
+        with serving(tmp_path, **settings) as server:
+            address = (await asyncio.to_thread(server.wait_for, r"(http://127\.0\.0\.1:\d+)")).group(1)
+            async with logged_in(address) as client:
+                sending = client.stream("POST", "/v1/chat/completions", json={**question, "stream": True})
+                async with sending as answer:
+                    session = answer.headers["x-session-id"]
+                    with anyio.fail_after(30):
+                        await asyncio.to_thread(wait_for_drafts, tmp_path / "routeur.sqlite3", 1)
+                    server.kill()
+                    heard = b""
+                    with suppress(httpx.HTTPError):
+                        async for chunk in answer.aiter_raw():
+                            heard += chunk
+        assert b"0 " in heard
+        provider.default = Reply(words=("back",))
+        with serving(tmp_path, **settings) as server:
+            address = (await asyncio.to_thread(server.wait_for, r"(http://127\.0\.0\.1:\d+)")).group(1)
+            async with logged_in(address) as client:
+                told = (await client.get(f"/api/sessions/{session}")).json()["messages"]
+                assert [(line["role"], line["partial"]) for line in told] == [("user", False), ("assistant", True)]
+                assert told[1]["content"].startswith("0 1 2 ")
+                assert {run["status"] for run in (await client.get("/api/runs")).json()["runs"]} == {"lost"}
+                bound = {"x-session-id": session}
+                again = await client.post("/v1/chat/completions", json=question, headers=bound)
+                assert again.json()["choices"][0]["message"]["content"] == "back"
+                assert [one["role"] for one in provider.asked[-1]["messages"]] == ["user", "assistant", "user"]

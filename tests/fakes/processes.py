@@ -13,6 +13,7 @@ from pathlib import Path
 from queue import Queue
 
 ROUTEUR = Path(sys.executable).with_name("routeur")
+ROOT = Path(__file__).parents[2]
 AGENTS = Path(__file__).parent / "agents"
 PASSWORD = "correct horse battery"
 
@@ -56,9 +57,17 @@ class Running:
 
 
 def environment(data: Path, **more: str) -> dict[str, str]:
-    """That of a newcomer: nothing of ours."""
+    """That of a newcomer: nothing of ours, except that the code beside these tests is what runs."""
     kept = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "LANG", "TMPDIR")}
-    return {**kept, "DATA_DIR": str(data), "DISCOVER_LOCAL": "false", "COLUMNS": "120", "PYTHONUNBUFFERED": "1", **more}
+    return {
+        **kept,
+        "PYTHONPATH": str(ROOT),
+        "DATA_DIR": str(data),
+        "DISCOVER_LOCAL": "false",
+        "COLUMNS": "120",
+        "PYTHONUNBUFFERED": "1",
+        **more,
+    }
 
 
 def start(data: Path, *arguments: str, **more: str) -> Running:

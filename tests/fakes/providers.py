@@ -23,11 +23,14 @@ Fault = Literal[
     "huge_line", "not_json_arguments", "after_end", "html", "empty_body", "gzip", "redirect", "split",
     "too_few", "index_twice", "index_outside", "not_finite", "huge_number", "uneven", "not_numbers", "no_data",
     "bad_base64", "encoded_nan", "infinite", "other_encoding", "other_size", "usage_zero", "backwards",
+    "hang_in_line", "cut_in_line",
 ]  # fmt: skip
 WORDS = ("Bon", "jour ", "à tous ", "👩‍🚀", " — ", "日本", "語\n", '"quoted" ', "\\back", " ok")
 TEXT = "".join(WORDS)
 INPUT, OUTPUT = 11, len(WORDS)
 DIMENSIONS = 8  # of an embedding
+SOUND = tuple(bytes([number]) * 4_000 for number in range(1, 9))  # what is spoken, in pieces; no sound at all
+SPEECH_TYPES = {"mp3": "audio/mpeg", **{form: f"audio/{form}" for form in ("opus", "aac", "flac", "wav", "pcm")}}
 
 
 @dataclass
@@ -43,6 +46,8 @@ class Reply:
     pause: float = 0.0
     finish: str = "stop"
     reasoning: str = ""
+    events: tuple[Any, ...] = ()  # of a chat completions stream, in place of all that; the end is not added
+    whole: Any = None  # a whole answer, in place of all that
 
 
 class FakeProvider:
@@ -157,6 +162,9 @@ class FakeProvider:
         if "/audio/trans" in path:
             await self._transcribe(path, asked, reply, send)
             return
+        if path.endswith("/audio/speech"):
+            await self._speech(path, asked, reply, send)
+            return
         self.ledger.append((INPUT, 0))
         if not streamed:
             self.ledger[-1] = (INPUT, OUTPUT if path == "/api/chat" else len(reply.words))
@@ -166,11 +174,17 @@ class FakeProvider:
         frames = (
             _ollama_frames(asked, reply)
             if path == "/api/chat"
-            else _openai_frames(asked, reply, mistral="mistral" in path)
+            else [b"data: " + (one if isinstance(one, bytes) else orjson.dumps(one)) + b"\n\n" for one in reply.events]
+            or _openai_frames(asked, reply, mistral="mistral" in path)
         )
         failed = False
         for number, frame in enumerate(frames):
             failed = failed or b'"error"' in frame  # what it still says then is not charged
+            if reply.fault in ("hang_in_line", "cut_in_line"):
+                await send({"type": "http.response.body", "body": b'data: {"cho', "more_body": True})
+                if reply.fault == "cut_in_line":
+                    return
+                await asyncio.Event().wait()
             if reply.fault == "hang_between" and number == 3:
                 await asyncio.Event().wait()
             if reply.fault == "cut" and number == 4:
@@ -197,6 +211,35 @@ class FakeProvider:
                 await asyncio.sleep(reply.pause)
         if reply.fault == "hang_at_end":
             await asyncio.Event().wait()
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _speech(self, path: str, asked: dict[str, Any], reply: Reply, send: Any) -> None:
+        """`SOUND` in pieces: as audio, or as the events of OpenAI or of Mistral."""
+        mistral = "mistral" in path
+        events = mistral or asked.get("stream_format") == "sse"
+        kind = "text/event-stream" if events else SPEECH_TYPES[asked["response_format"]]
+        self.ledger.append((len(asked["input"]), OUTPUT))
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", kind.encode())]})
+        for number, piece in enumerate(SOUND):
+            if reply.fault == "hang_between" and number == 3:
+                await asyncio.Event().wait()
+            if reply.fault == "cut" and number == 4:
+                return
+            if reply.fault == "error_inside" and number == 4:
+                piece = b""
+                await _more(send, b'data: {"error": {"message": "overloaded sk-secret-key-of-ours"}}\n\n')
+            text = base64.b64encode(piece).decode()
+            event = {"type": "speech.audio.delta", "audio_data" if mistral else "audio": text}
+            await _more(send, b"data: " + orjson.dumps(event) + b"\n\n" if events else piece)
+            self.begun.set()
+            await asyncio.sleep(reply.pause)
+        if events and reply.fault != "no_done":
+            counts = (len(asked["input"]), OUTPUT)
+            names = ("prompt_tokens", "completion_tokens") if mistral else ("input_tokens", "output_tokens")
+            usage = None if reply.fault == "usage_missing" else {**dict(zip(names, counts, strict=True))}
+            if usage is not None:
+                usage["total_tokens"] = sum(counts)
+            await _more(send, b"data: " + orjson.dumps({"type": "speech.audio.done", "usage": usage}) + b"\n\n")
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _embeddings(self, asked: dict[str, Any], reply: Reply, send: Any) -> None:
@@ -314,6 +357,9 @@ class FakeProvider:
 
     async def _whole(self, path: str, asked: dict[str, Any], reply: Reply, send: Any) -> None:
         await asyncio.sleep(reply.pause)
+        if reply.whole is not None:
+            await _respond(send, 200, orjson.dumps(reply.whole))
+            return
         if reply.fault in ("malformed", "cut"):
             await _respond(send, 200, b'{"choices": [{"mess')
             return
@@ -394,6 +440,10 @@ async def _respond(send: Any, status: int, body: bytes, headers: dict[str, str] 
     pairs += [(name.encode(), value.encode()) for name, value in (headers or {}).items()]
     await send({"type": "http.response.start", "status": status, "headers": pairs})
     await send({"type": "http.response.body", "body": body})
+
+
+async def _more(send: Any, body: bytes) -> None:
+    await send({"type": "http.response.body", "body": body, "more_body": True})
 
 
 def _completion_tokens(frame: bytes) -> int:

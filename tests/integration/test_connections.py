@@ -180,6 +180,21 @@ async def test_a_named_origin_may_call_from_a_browser(open_with: Opener, setting
     assert "access-control-allow-origin" not in refused.headers
 
 
+async def test_openais_sdk_may_call_from_a_browser_and_is_told_the_session(
+    open_with: Opener, settings: Settings
+) -> None:
+    server = settings.server.model_copy(update={"cors_origins": ("https://app.example",)})
+    house = await open_with(settings.model_copy(update={"server": server}))
+    sent = "authorization,content-type,x-stainless-os,x-stainless-retry-count,x-stainless-timeout,x-agent-tools"
+    asked = {"access-control-request-method": "POST", "access-control-request-headers": sent}
+    origin = {"origin": "https://app.example"}
+    leave = await house.anyone.options("/v1/chat/completions", headers={**origin, **asked})
+    assert leave.status_code == 200, leave.text
+    body = {"model": "offline/rules", "messages": [{"role": "user", "content": "Hi"}]}
+    answer = await house.client.post("/v1/chat/completions", json=body, headers=origin)
+    assert "x-session-id" in answer.headers["access-control-expose-headers"].split(", ")
+
+
 async def test_a_stream_that_the_servers_stop_cuts_still_ends_as_it_should(
     settings: Settings, provider: FakeProvider
 ) -> None:

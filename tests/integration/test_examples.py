@@ -137,7 +137,7 @@ async def test_the_calls_of_background_runs_do_what_they_say(house: House) -> No
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert "agents: react, simple" in done.stdout
+    assert "agents: direct, react, simple" in done.stdout
     assert "event 1 run.started" in done.stdout
     assert "status: completed" in done.stdout
     assert "result: calculator answered: 42" in done.stdout

@@ -1,14 +1,18 @@
 """The embedded model: deterministic, labelled, and complete enough to show everything around it."""
 
+import time
+
 import pytest
-from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
+from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import BaseModel
 
 from domain.agents import ModelParameters
+from domain.errors import InvalidRequest, ModelNotFound
 from graphs.tools.calculator import calculator
 from graphs.tools.clock import clock
 from services.llm_providers.base import ProviderConfig
-from services.llm_providers.offline import OfflineChat, Provider, count_tokens, smallest_instance
+from services.llm_providers.offline import OfflineChat, Provider, count_tokens
 
 pytestmark = pytest.mark.anyio
 
@@ -97,17 +101,59 @@ async def test_structured_output_fits_the_class() -> None:
     assert isinstance(found, Place)
 
 
-@pytest.mark.parametrize(
-    ("schema", "value"),
-    [
-        ({"type": "object", "properties": {"a": {"type": "integer", "minimum": 3}}, "required": ["a"]}, {"a": 3}),
-        ({"enum": ["x", "y"]}, "x"),
-        ({"type": "array", "items": {"type": "boolean"}, "minItems": 2}, [False, False]),
-        ({"anyOf": [{"type": "null"}, {"type": "string"}]}, None),
-        ({"$ref": "#/$defs/A", "$defs": {"A": {"const": 7}}}, 7),
-        ({"type": "string", "minLength": 10}, "offline..."),
-        ({"$ref": "#"}, None),
-    ],
-)
-def test_the_smallest_instance_fits_its_schema(schema: dict[str, object], value: object) -> None:
-    assert smallest_instance(schema, schema) == value
+@pytest.mark.parametrize("arguments", ['{"a": 1}', "", "[1]", "{broken"])
+async def test_calls_that_stand_alone_or_are_no_json_can_be_answered_over_the_wire(arguments: str) -> None:
+    call = {"id": "call_1", "type": "function", "function": {"name": "lookup", "arguments": arguments}}
+    messages = [
+        {"role": "user", "content": "Look it up."},
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "call_1", "content": "it is blue"},
+    ]
+    provider = Provider(ProviderConfig("offline", "offline", "", None, "embedded", ""))
+    _, answer = await provider.completion({"messages": messages}, "offline/rules")
+    assert "it is blue" in answer["choices"][0]["message"]["content"]
+
+
+@pytest.mark.parametrize("choice", [{"function": "x"}, {"function": {"name": [1]}}, {"function": None}, {}, 7, ["any"]])
+async def test_a_choice_of_tool_that_makes_no_sense_is_no_choice(choice: object) -> None:
+    answer = await model().bind(tools=[convert_to_openai_tool(clock)], tool_choice=choice).ainvoke("hello")
+    assert not answer.tool_calls
+
+
+async def test_a_tool_that_must_be_called_is_called_again_after_those_that_were_not() -> None:
+    bound = model().bind_tools([calculator, clock], tool_choice="any")
+    conversation: list[BaseMessage] = [HumanMessage("hello")]
+    called = []
+    for number in range(3):
+        answer = await bound.ainvoke(conversation)
+        called.append(answer.tool_calls[0]["name"])
+        conversation += [answer, ToolMessage(str(number), tool_call_id=answer.tool_calls[0]["id"])]
+    assert called == ["calculator", "clock", "calculator"]
+    told = await model().ainvoke(conversation)
+    assert "calculator answered: 2" in told.text, "the tool's name is known from its call"
+
+
+@pytest.mark.parametrize("piece", ["1 ", "call clock with {", "(", "1+", "clock(", "'", "name: "])
+async def test_a_question_without_end_is_soon_answered(piece: str) -> None:
+    begun = time.process_time()
+    await model().bind_tools([calculator, clock]).ainvoke(piece * (900_000 // len(piece)))
+    assert time.process_time() - begun < 3, "twenty times what it needs"
+
+
+async def test_a_model_that_is_not_there_is_not_found() -> None:
+    provider = Provider(ProviderConfig("offline", "offline", "", None, "embedded", ""))
+    with pytest.raises(ModelNotFound, match="offline/nothing"):
+        provider.chat_model("nothing", ModelParameters())
+    with pytest.raises(ModelNotFound, match="offline/nothing"):
+        provider.completions_body("nothing", {"messages": []}, streamed=False)
+
+
+async def test_a_schema_that_cannot_be_read_is_refused_by_the_name_of_its_parameter() -> None:
+    odd = {"type": "object", "properties": {"a": {"type": []}}, "required": ["a"]}
+    with pytest.raises(InvalidRequest) as caught:
+        await model().ainvoke("x", response_format={"type": "json_schema", "json_schema": {"schema": odd}})
+    assert (caught.value.code, caught.value.param) == ("invalid_schema", "response_format")
+    function = {"name": "f", "parameters": odd}
+    with pytest.raises(InvalidRequest) as caught:
+        await model().ainvoke("x", tools=[{"type": "function", "function": function}], tool_choice="required")
+    assert (caught.value.code, caught.value.param) == ("invalid_schema", "tools")

@@ -87,6 +87,12 @@ class Answer:
                 call.name = call.name or part.name
                 call.arguments += part.arguments
 
+    def known_call(self, index: int) -> Fragment:
+        """That call so far. It has an id: where its provider gives none, one of ours."""
+        call = self.calls[index]
+        call.id = call.id or f"call_{uuid7().hex}"
+        return call
+
     def message(self, message_id: str, routeur_id: str) -> AIMessage:
         """The whole of it as LangChain's message."""
         return AIMessage(**self.fields(message_id, routeur_id))
