@@ -19,6 +19,7 @@ from services.run_events import RunEvents
 from services.run_service import RunService
 from services.session_service import SessionService
 from services.speech_service import SpeechService
+from services.transcription_jobs import TranscriptionJobs
 from services.transcription_service import TranscriptionService
 from services.user_service import UserService
 
@@ -58,6 +59,10 @@ async def _transcription(connection: HTTPConnection) -> TranscriptionService:
 
 async def _speech(connection: HTTPConnection) -> SpeechService:
     return (await get_services(connection)).speech
+
+
+async def _transcription_jobs(connection: HTTPConnection) -> TranscriptionJobs:
+    return (await get_services(connection)).transcription_jobs
 
 
 async def _registry(connection: HTTPConnection) -> AgentRegistry:
@@ -115,6 +120,7 @@ DirectServiceDep = Annotated[DirectService, Depends(_direct)]
 EmbeddingServiceDep = Annotated[EmbeddingService, Depends(_embeddings)]
 TranscriptionServiceDep = Annotated[TranscriptionService, Depends(_transcription)]
 SpeechServiceDep = Annotated[SpeechService, Depends(_speech)]
+TranscriptionJobsDep = Annotated[TranscriptionJobs, Depends(_transcription_jobs)]
 AgentRegistryDep = Annotated[AgentRegistry, Depends(_registry)]
 LLMServiceDep = Annotated[LLMService, Depends(_llm)]
 AuthServiceDep = Annotated[AuthService, Depends(_auth)]

@@ -281,6 +281,11 @@ class BackgroundService:
             runs=[RunInfo.of(run) for run in runs],
         )
 
+    async def standing(self, run_id: str) -> RunStatus | None:
+        """Where anybody's run stands; None: there is no such run."""
+        found = await self._backlog.standing(run_id)
+        return None if found is None else found[0]
+
     async def measure(self) -> None:
         """Tell the metrics how deep the queue is, for ever: whoever scales workers wants to know."""
         while True:

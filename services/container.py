@@ -30,6 +30,7 @@ from services.run_service import RunService
 from services.session_service import SessionService
 from services.speech_service import SpeechService
 from services.tool_registry import ToolRegistry
+from services.transcription_jobs import TranscriptionJobs
 from services.transcription_service import TranscriptionService, open_transcription
 from services.user_service import UserService
 
@@ -51,6 +52,7 @@ class Services:
     direct: DirectService
     embeddings: EmbeddingService
     transcription: TranscriptionService
+    transcription_jobs: TranscriptionJobs
     speech: SpeechService
     records: RecordStore
     recorder: RunRecorder
@@ -120,6 +122,9 @@ async def open_services(
                     ring.secret,
                 )
             )  # fmt: skip
+        jobs = TranscriptionJobs(transcription, records, background, settings)
+        jobs.install(registry)
+        await jobs.sweep()
         yield Services(
             settings=settings,
             database=database,
@@ -134,6 +139,7 @@ async def open_services(
             direct=direct,
             embeddings=EmbeddingService(llm, records, metrics, settings.agents.max_concurrent_runs),
             transcription=transcription,
+            transcription_jobs=jobs,
             speech=SpeechService(llm, records, metrics, settings.agents.max_concurrent_runs),
             records=records,
             recorder=recorder,
