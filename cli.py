@@ -1,4 +1,4 @@
-"""The side door: `routeur serve | worker | run | runs | chat | sessions | doctor | settings | users | keys | ...`."""
+"""The side door: `routeur serve | worker | run | runs | transcribe | chat | sessions | doctor | settings | ...`."""
 
 import asyncio
 import gc
@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from app import create_app, server_options
+from cli_audio import transcribe
 from cli_runs import run_agent, runs, worker
 from cli_sessions import sessions
 from config.environment import env_example, load_settings
@@ -36,6 +37,7 @@ cli.add_typer(keys, name="keys")
 cli.add_typer(sessions, name="sessions")
 cli.add_typer(runs, name="runs")
 cli.command("run")(run_agent)
+cli.command("transcribe")(transcribe)
 cli.command("worker")(worker)
 
 
