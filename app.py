@@ -27,13 +27,15 @@ from api.middleware.lean import LeanMiddleware
 from api.middleware.request_id import RequestIdMiddleware
 from api.middleware.security_headers import SecurityHeadersMiddleware
 from api.middleware.unexpected import UnexpectedErrorMiddleware
+from api.multipart import FORM_BYTES
 from api.openai import models as openai_models
 from api.openai import responses as openai_responses
 from api.openai.chat import install_chat
 from api.openai.responses import install_responses
 from api.openapi import install_openapi
-from api.openai import embeddings, speech
-from api.routes import agents, auth, background, completion, health, models, runs, schedules, sessions, users
+from api.openai import audio, embeddings, speech
+from api.routes import agents, auth, background, completion, health, models, runs, schedules, sessions
+from api.routes import transcription, users
 from config.environment import load_settings
 from config.settings import Settings
 from core.logging import setup_logging
@@ -142,8 +144,8 @@ def create_app(
     install_docs(app)
     install_chat(app)
     install_responses(app)
-    native = (completion, sessions, background, runs, schedules, health, auth, models, agents, users)
-    for module in (*native, openai_models, openai_responses, embeddings, speech):
+    native = (completion, transcription, sessions, background, runs, schedules, health, auth, models, agents, users)
+    for module in (*native, openai_models, openai_responses, embeddings, speech, audio):
         app.include_router(module.router)
     app.include_router(mcp.router)
     _add_middleware(app, settings, metrics)
@@ -186,7 +188,7 @@ def server_options(settings: Settings) -> dict[str, Any]:
 def _add_middleware(app: FastAPI, settings: Settings, metrics: Metrics) -> None:
     """From the innermost to the outermost."""
     server = settings.server
-    body, upload = int(server.max_body_mb * 1_000_000), int(server.max_upload_mb * 1_000_000)
+    body, upload = int(server.max_body_mb * 1_000_000), int(server.max_upload_mb * 1_000_000) + FORM_BYTES
     app.add_middleware(LeanMiddleware, routes=app.routes)
     app.add_middleware(IdempotencyMiddleware)
     app.add_middleware(BodyLimitMiddleware, limit_for=lambda path: upload if path.startswith(_UPLOAD_PATHS) else body)

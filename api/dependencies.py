@@ -19,6 +19,7 @@ from services.run_events import RunEvents
 from services.run_service import RunService
 from services.session_service import SessionService
 from services.speech_service import SpeechService
+from services.transcription_service import TranscriptionService
 from services.user_service import UserService
 
 
@@ -49,6 +50,10 @@ async def _direct(connection: HTTPConnection) -> DirectService:
 
 async def _embeddings(connection: HTTPConnection) -> EmbeddingService:
     return (await get_services(connection)).embeddings
+
+
+async def _transcription(connection: HTTPConnection) -> TranscriptionService:
+    return (await get_services(connection)).transcription
 
 
 async def _speech(connection: HTTPConnection) -> SpeechService:
@@ -108,6 +113,7 @@ async def _made_id(connection: HTTPConnection) -> str | None:
 AgentServiceDep = Annotated[AgentService, Depends(_agents)]
 DirectServiceDep = Annotated[DirectService, Depends(_direct)]
 EmbeddingServiceDep = Annotated[EmbeddingService, Depends(_embeddings)]
+TranscriptionServiceDep = Annotated[TranscriptionService, Depends(_transcription)]
 SpeechServiceDep = Annotated[SpeechService, Depends(_speech)]
 AgentRegistryDep = Annotated[AgentRegistry, Depends(_registry)]
 LLMServiceDep = Annotated[LLMService, Depends(_llm)]

@@ -6,12 +6,16 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
+from api.audio_forms import OpenAITranscriptionForm, TranscriptionForm, TranslationForm
 from api.errors import Problem, problem_responses
 from api.openai.schemas import ChatCompletion, ChatRequest, ResponseObject, ResponseRequest
 from domain.auth import Scope
 
 #: Bodies of routes that read them themselves.
-_BY_HAND: tuple[type[BaseModel], ...] = (Problem, ChatRequest, ChatCompletion, ResponseRequest, ResponseObject)
+_BY_HAND: tuple[type[BaseModel], ...] = (
+    Problem, ChatRequest, ChatCompletion, ResponseRequest, ResponseObject,
+    TranscriptionForm, OpenAITranscriptionForm, TranslationForm,
+)  # fmt: skip
 _REF = "#/components/schemas/{model}"
 
 #: For a route that is open to everybody: `openapi_extra=OPEN`. All others need one of the schemes below.

@@ -1,5 +1,6 @@
 """The model catalogue: what `models.yaml` says, validated."""
 
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -24,6 +25,7 @@ class CatalogueEntry(BaseModel):
     context_window: int | None = None
     max_output_tokens: int | None = None
     price: Price | None = None
+    price_per_minute: Decimal | None = None  # of sound, where that is what is charged
     abilities: Abilities = Abilities()
 
 

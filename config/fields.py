@@ -28,6 +28,7 @@ OptionalSecret = Annotated[SecretStr | None, BeforeValidator(empty_is_none)]
 OptionalText = Annotated[str | None, BeforeValidator(empty_is_none)]
 OptionalBool = Annotated[bool | None, BeforeValidator(empty_is_none)]
 OptionalDays = Annotated[Annotated[float, Field(gt=0, le=36_500)] | None, BeforeValidator(empty_is_none)]
+OptionalSeconds = Annotated[Annotated[float, Field(gt=0, le=86_400)] | None, BeforeValidator(empty_is_none)]
 OptionalPath = Annotated[Path | None, BeforeValidator(empty_is_none)]
 
 

@@ -29,6 +29,7 @@ from config.fields import (
 from config.mcp_settings import McpSettings
 from config.routing_settings import POOL, Fallbacks, ModelPool, PoolName, pool_of
 from config.run_settings import RunSettings
+from config.transcription_settings import TranscriptionSettings
 from domain.enums import SessionKind
 
 MIN_SECRET_BYTES = 32  # HMAC-SHA256 takes keys as long as its output; a shorter one is the weak end of every token
@@ -316,7 +317,7 @@ class ProviderSettings(SettingsGroup):
     @field_validator("compatible")
     @classmethod
     def _free_names(cls, value: dict[str, CompatibleProvider]) -> dict[str, CompatibleProvider]:
-        taken = {"openai", "mistral", "ollama", "offline", "agent", POOL} & set(value)
+        taken = {"openai", "mistral", "ollama", "offline", "whisper", "agent", POOL} & set(value)
         if taken:
             raise ValueError(f"these provider names are taken: {', '.join(sorted(taken))}")
         return value
@@ -407,6 +408,7 @@ class Settings(BaseSettings):
     providers: ProviderSettings = ProviderSettings()
     agents: AgentSettings = AgentSettings()
     runs: RunSettings = RunSettings()
+    transcription: TranscriptionSettings = TranscriptionSettings()
     mcp: McpSettings = McpSettings()
     audio: AudioSettings = AudioSettings()
     retention: RetentionSettings = RetentionSettings()

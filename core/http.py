@@ -5,11 +5,13 @@ here as one of ours; a provider's own words go to the log only, because its 401 
 """
 
 import asyncio
+import io
 import logging
 import random
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 from ipaddress import ip_address
 from types import TracebackType
@@ -61,6 +63,23 @@ class Patience:
 PROVIDERS_OWN = Patience()
 
 
+@dataclass(frozen=True, slots=True)
+class FormFile:
+    """A file of a form."""
+
+    name: str
+    content_type: str
+    content: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """A multipart form: texts, in their order, and one file called `file`."""
+
+    fields: Sequence[tuple[str, str]]
+    file: FormFile
+
+
 class ProviderClient:
     """Calls one provider.
 
@@ -87,7 +106,7 @@ class ProviderClient:
         self.base_url = base_url.rstrip("/")
         self.deadlines = deadlines or Deadlines()
         # identity: a compressed answer could unpack to a thousand times its size
-        self._headers = {"content-type": "application/json", "accept-encoding": "identity", **(headers or {})}
+        self._headers = {"accept-encoding": "identity", **(headers or {})}
         self._max_connections = max_connections
         self._setting = setting
         self._level = logging.DEBUG if quiet else logging.WARNING
@@ -138,12 +157,32 @@ class ProviderClient:
     ) -> tuple[bytes, dict[str, Any]]:
         """The whole answer as it came, and as JSON. Raises as `post_json`."""
         # a whole answer is silent until it is there
-        async with self._answered(path, payload, model, self.deadlines.total, patience) as (response, first, _clock):
+        body_of = partial(_json_data, payload)
+        async with self._answered(path, body_of, model, self.deadlines.total, patience) as (response, first, _clock):
             body = first + await self._read_whole(response)
         answer = self._json(body)
         if not isinstance(answer, dict):
             raise self.unreadable("not a JSON object")
         return body, answer
+
+    async def post_form(self, path: str, form: Form, *, model: str = "") -> dict[str, Any]:
+        """The whole JSON answer to a multipart form. Deadlines and failures as with `post_json`."""
+        answered = self._answered(path, partial(_form_data, form), model, self.deadlines.total, PROVIDERS_OWN)
+        async with answered as (response, first, _clock):
+            body = first + await self._read_whole(response)
+        answer = self._json(body)
+        if not isinstance(answer, dict):
+            raise self.unreadable("not a JSON object")
+        return answer
+
+    @asynccontextmanager
+    async def stream_form(self, path: str, form: Form, *, model: str = "") -> AsyncIterator[AsyncIterator[list[bytes]]]:
+        """The answer to a multipart form as it comes, as `stream_lines` gives it."""
+        # what is heard must be listened to from its beginning to its end: the first byte may take long
+        answered = self._answered(path, partial(_form_data, form), model, self.deadlines.total, PROVIDERS_OWN)
+        async with answered as (response, first, clock):
+            yield _Lines(_Reads(self, response, first, clock))
+            await _read_last_bytes(response)
 
     @asynccontextmanager
     async def stream_lines(
@@ -167,7 +206,7 @@ class ProviderClient:
         self, path: str, payload: Mapping[str, Any], *, model: str = "", patience: Patience = PROVIDERS_OWN
     ) -> AsyncIterator[AsyncIterator[bytes]]:
         """As `stream_lines`, the lines of each read in one piece."""
-        answered = self._answered(path, payload, model, self.deadlines.first_byte, patience)
+        answered = self._answered(path, partial(_json_data, payload), model, self.deadlines.first_byte, patience)
         async with answered as (response, first, clock):
             yield _Reads(self, response, first, clock)
             await _read_last_bytes(response)
@@ -181,7 +220,7 @@ class ProviderClient:
         Raises:
             RouteurError: as `post_json`; also while iterating, when the stream breaks, drips or hangs.
         """
-        answered = self._answered(path, payload, model, self.deadlines.first_byte, patience)
+        answered = self._answered(path, partial(_json_data, payload), model, self.deadlines.first_byte, patience)
         async with answered as (response, first, clock):
             yield ByteStream(self, response, first, clock)
             await _read_last_bytes(response)
@@ -205,19 +244,18 @@ class ProviderClient:
 
     @asynccontextmanager
     async def _answered(
-        self, path: str, payload: Mapping[str, Any], model: str, first_byte: float, patience: Patience
+        self, path: str, body_of: "_BodyOf", model: str, first_byte: float, patience: Patience
     ) -> AsyncIterator[tuple[aiohttp.ClientResponse, bytes, "_Clock"]]:
         """A good response with its first bytes, under a clock.
 
-        They are due `first_byte` seconds after each try.
+        `body_of` makes the body, anew for each try. The first bytes are due `first_byte` seconds after each try.
         """
         clock = _Clock(self.deadlines.total, patience.first_byte)
         retries = self.deadlines.retries if patience.retries is None else patience.retries
         response: aiohttp.ClientResponse | None = None
         try:
             async with clock:
-                body = orjson.dumps(payload, default=str)
-                response, first = await self._begin(path, body, model, clock, first_byte, retries)
+                response, first = await self._begin(path, body_of, model, clock, first_byte, retries)
                 clock.begun()
                 yield response, first, clock
         except TimeoutError as error:
@@ -236,15 +274,17 @@ class ProviderClient:
                     response.close()
 
     async def _begin(
-        self, path: str, body: bytes, model: str, clock: "_Clock", first_byte: float, retries: int
+        self, path: str, body_of: "_BodyOf", model: str, clock: "_Clock", first_byte: float, retries: int
     ) -> tuple[aiohttp.ClientResponse, bytes]:
-        """Send `body` until a first byte of a good answer is here. Nothing is repeated after that byte."""
+        """Send the body until a first byte of a good answer is here. Nothing is repeated after that byte."""
         attempt = 0
         while True:
             clock.allow(first_byte)
             try:
+                body, kind = body_of()
+                headers = {**self._headers, **kind}
                 response = await self._open().post(
-                    self.base_url + path, data=body, headers=self._headers, allow_redirects=False, proxy=self._proxy
+                    self.base_url + path, data=body, headers=headers, allow_redirects=False, proxy=self._proxy
                 )
                 try:
                     if response.status == HTTPStatus.OK:
@@ -326,6 +366,25 @@ class ProviderClient:
             return orjson.loads(body)
         except orjson.JSONDecodeError as error:
             raise self.unreadable(str(error)) from error
+
+
+#: Makes a body, and the headers that it needs.
+_BodyOf = Callable[[], tuple[bytes | aiohttp.FormData, Mapping[str, str]]]
+_JSON = {"content-type": "application/json"}
+
+
+def _json_data(payload: Mapping[str, Any]) -> tuple[bytes, Mapping[str, str]]:
+    return orjson.dumps(payload, default=str), _JSON
+
+
+def _form_data(form: Form) -> tuple[aiohttp.FormData, Mapping[str, str]]:
+    data = aiohttp.FormData(default_to_multipart=True)
+    for name, value in form.fields:
+        data.add_field(name, value)
+    # as a file: aiohttp sends it piece by piece, and others have their turn
+    file = form.file
+    data.add_field("file", io.BytesIO(file.content), filename=file.name, content_type=file.content_type)
+    return data, {}
 
 
 class ByteStream:

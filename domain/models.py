@@ -1,5 +1,6 @@
 """The native commands and answers: the HTTP body is the command, there is no second set of classes."""
 
+from decimal import Decimal
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -118,6 +119,7 @@ class ModelInfo(BaseModel):
     context_window: int | None = None
     max_output_tokens: int | None = None
     price: Price | None = None
+    price_per_minute: Decimal | None = Field(None, description="US dollars per minute of sound, where that is charged")
     abilities: Abilities = Abilities()
     available: bool
     unavailable_reason: str | None = None

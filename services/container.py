@@ -30,6 +30,7 @@ from services.run_service import RunService
 from services.session_service import SessionService
 from services.speech_service import SpeechService
 from services.tool_registry import ToolRegistry
+from services.transcription_service import TranscriptionService, open_transcription
 from services.user_service import UserService
 
 
@@ -49,6 +50,7 @@ class Services:
     agents: AgentService
     direct: DirectService
     embeddings: EmbeddingService
+    transcription: TranscriptionService
     speech: SpeechService
     records: RecordStore
     recorder: RunRecorder
@@ -107,6 +109,7 @@ async def open_services(
         responses = ResponseService(records, sessions)
         stack.push_async_callback(responses.aclose)
         direct = DirectService(llm, agents, runs, records, recorder)
+        transcription = await stack.enter_async_context(open_transcription(llm, runs, records, recorder, settings))
         idempotency = IdempotencyService(database)
         ring = KeyRing.from_settings(settings.security, settings.storage.data_dir)
         background = None
@@ -130,6 +133,7 @@ async def open_services(
             agents=agents,
             direct=direct,
             embeddings=EmbeddingService(llm, records, metrics, settings.agents.max_concurrent_runs),
+            transcription=transcription,
             speech=SpeechService(llm, records, metrics, settings.agents.max_concurrent_runs),
             records=records,
             recorder=recorder,

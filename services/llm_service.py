@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import partial
 from types import ModuleType
 
@@ -288,6 +289,35 @@ class LLMService:
         entry = self._catalogue.get(model_id)
         return entry.price if entry else None
 
+    def price_per_minute(self, model_id: str) -> Decimal | None:
+        """Dollars per minute of sound; None: unknown, or tokens are charged."""
+        entry = self._catalogue.get(model_id)
+        return entry.price_per_minute if entry else None
+
+    async def first_of_kind(self, kind: ModelKind, defaults: Mapping[str, str]) -> ResolvedModel | None:
+        """The model of that kind that the first provider has which has one; None: nobody has.
+
+        Args:
+            defaults: models by vendor, where no list needs to be asked for.
+
+        Raises:
+            Unavailable: a configured provider that might have one does not answer; nobody steps in for it unasked.
+        """
+        for config in self._configs.values():
+            if config.vendor in defaults:
+                return ResolvedModel(config.name, defaults[config.vendor])
+            listing = await self._listed(config.name)
+            found = next((model for model in listing.models if model.kind == kind), None)
+            if found is not None:
+                return ResolvedModel(config.name, found.name)
+            if listing.reason is not None and config.vendor == "compatible":
+                raise Unavailable(listing.reason, code="no_model")
+        return None
+
+    def known_ids(self, kind: ModelKind) -> list[str]:
+        """What can be called, of that kind: listed models, else the catalogue's."""
+        return self._known_ids(kind)
+
     async def warm_up(self) -> None:
         """Import the providers of the default model and of those that may step in beforehand, in a thread.
 
@@ -406,6 +436,7 @@ class LLMService:
             context_window=listed.context_window or known.context_window,
             max_output_tokens=known.max_output_tokens,
             price=known.price,
+            price_per_minute=known.price_per_minute,
             abilities=Abilities(**{**known.abilities.model_dump(), **told}),
             available=reason is None,
             unavailable_reason=reason,

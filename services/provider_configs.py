@@ -77,9 +77,12 @@ def configured_providers(settings: Settings) -> list[ProviderConfig]:
                 server.default_model,
                 deadlines,
                 most,
-                server.running_usage,
+                running_usage=server.running_usage,
             )
         )
+    folder = settings.transcription.whisper_models_dir
+    if folder is not None:  # embedded: it never decides which model chats
+        configs.append(ProviderConfig("whisper", "whisper", "", None, "embedded", "WHISPER_MODELS_DIR", folder=folder))
     return configs
 
 

@@ -165,11 +165,13 @@ class RunRecorder:
         return self._store.end_run(end)
 
     def total(self, calls: Sequence[CallCost]) -> "Totals":
-        """The sum of calls; each is given its price on the way."""
+        """The sum of calls; each is given its price on the way, where it has none."""
         totals = Totals()
         for call in calls:
             if call.usage is None:
                 totals.unmeasured += 1
+                if call.cost_pico is not None:  # charged by something else than tokens
+                    totals.cost_pico = call.cost_pico + (totals.cost_pico or 0)
                 continue
             totals.usage = call.usage if totals.usage is None else totals.usage + call.usage
             price = self._price(call.model)

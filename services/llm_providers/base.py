@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import SecretStr
@@ -33,6 +34,7 @@ class ProviderConfig:
     default_model: str | None = None
     deadlines: Deadlines = field(default_factory=Deadlines)
     max_connections: int = 200
+    folder: Path | None = None  # of weights on this machine
     running_usage: bool = False  # tells what it has counted with every piece, when asked to (vLLM)
 
 

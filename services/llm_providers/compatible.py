@@ -1,6 +1,7 @@
 """Any OpenAI-compatible server: vLLM, llama.cpp, LM Studio, LocalAI, a gateway. One class, any number of servers."""
 
 from contextlib import AbstractAsyncContextManager
+from typing import Any
 
 from core.http import PROVIDERS_OWN, Patience
 from domain.agents import ModelParameters
@@ -14,6 +15,18 @@ from services.llm_providers.wire.openai_chat import OpenAIWireChat
 from services.llm_providers.wire.parameters import given
 from services.llm_providers.wire.routed import RoutedChat
 from services.llm_providers.wire.speech import openai_payload, post_speech
+
+#: What a model is for, by what its name holds; in this order.
+_KINDS: tuple[tuple[str, ModelKind], ...] = (
+    ("embed", "embedding"),
+    ("whisper", "transcription"),
+    ("transcrib", "transcription"),
+    ("voxtral", "transcription"),
+    ("parakeet", "transcription"),
+    ("tts", "speech"),
+)
+#: How speaches says it.
+_TASKS: dict[str, ModelKind] = {"automatic-speech-recognition": "transcription", "text-to-speech": "speech"}
 
 
 class Provider(BaseProvider):
@@ -36,7 +49,7 @@ class Provider(BaseProvider):
         return [
             ListedModel(
                 entry["id"],
-                _kind(entry["id"].lower()),
+                _kind_of(entry),
                 context_window=counted(entry.get("max_model_len"))
                 or counted((entry.get("meta") or {}).get("n_ctx_train")),
             )
@@ -54,7 +67,12 @@ class Provider(BaseProvider):
         return post_speech(self.client, name, openai_payload(name, asked), patience)
 
 
-def _kind(name: str) -> ModelKind:
-    if "embed" in name:
-        return "embedding"
-    return "speech" if "tts" in name else "chat"
+def _kind_of(entry: dict[str, Any]) -> ModelKind:
+    told: ModelKind | None = _TASKS.get(str(entry.get("task")))
+    name = entry["id"].lower()
+    if told is not None:
+        return told
+    for word, kind in _KINDS:
+        if word in name:
+            return kind
+    return "chat"

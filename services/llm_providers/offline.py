@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
+from importlib.util import find_spec
 from typing import Any, cast
 
 import orjson
@@ -40,6 +41,7 @@ from services.speech_engines import ENGINES, SpeechEngine, found_engines
 
 NAME = "rules"
 HASH = "hash"
+EARS = "pocketsphinx"
 _TOKEN = re.compile(r"\w+|[^\w\s]")
 _PIECE = re.compile(r"\s*\S+\s*?")
 _CALL = re.compile(r"\bcall\s+(?P<name>[\w-]+)\s+with\s+(?P<arguments>\{.*\})", re.IGNORECASE | re.DOTALL)
@@ -170,7 +172,8 @@ class Provider(BaseProvider):
         yield _told(_head(model, "chat.completion.chunk"), answer, deltas)
 
     async def list_models(self, within: float) -> list[ListedModel]:
-        """The two there are, and those that speak, where their programs are."""
+        """The two there are; one that listens, and those that speak, where what they need is installed."""
+        heard = [ListedModel(EARS, "transcription")] if find_spec("pocketsphinx") else []
         return [
             ListedModel(
                 NAME,
@@ -181,6 +184,7 @@ class Provider(BaseProvider):
             ListedModel(
                 HASH, "embedding", description="Offline demonstration: embeds by hashing words, knows no meanings"
             ),
+            *heard,
             *(
                 ListedModel(name, "speech", description=f"Offline demonstration: {one.program} speaks. {one.says}")
                 for name, one in self._engines.items()
@@ -189,9 +193,9 @@ class Provider(BaseProvider):
 
     async def embed(self, name: str, asked: EmbeddingRequest) -> Embedded:
         """By feature hashing, in as many dimensions as are wanted, up to 4,096."""
-        if name == NAME:
+        if name in (NAME, EARS):
             raise InvalidRequest(
-                "The model 'offline/rules' has no embeddings; 'offline/hash' has.",
+                f"The model 'offline/{name}' has no embeddings; 'offline/hash' has.",
                 code="embeddings_not_supported",
                 param="model",
             )
@@ -241,7 +245,7 @@ class Provider(BaseProvider):
     def _engine(self, name: str) -> SpeechEngine:
         if name in self._engines:
             return self._engines[name]
-        if name in (NAME, HASH):
+        if name in (NAME, HASH, EARS):
             raise InvalidRequest(
                 f"The model 'offline/{name}' does not speak.", code="speech_not_supported", param="model"
             )
@@ -275,7 +279,7 @@ def _known_fields(message: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_chats(name: str) -> None:
-    does = "embeds" if name == HASH else "speaks" if name in ENGINES else None
+    does = {HASH: "embeds", EARS: "transcribes"}.get(name, "speaks" if name in ENGINES else None)
     if does is not None:
         raise InvalidRequest(
             f"The model 'offline/{name}' {does}; it does not answer.", code="not_a_chat_model", param="model"

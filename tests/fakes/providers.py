@@ -6,10 +6,13 @@ and aborted answers are counted, with an event to wait for.
 
 import asyncio
 import base64
+import io
 import math
 import struct
 from collections import deque
 from dataclasses import dataclass, field
+from email.parser import BytesParser
+from email.policy import HTTP
 from typing import Any, Literal
 
 import orjson
@@ -91,7 +94,10 @@ class FakeProvider:
             if not message.get("more_body"):
                 break
         self.headers.append({name.decode(): value.decode() for name, value in scope["headers"]})
-        self.asked.append(orjson.loads(body))
+        if "/audio/trans" in path:
+            self.asked.append(form_of(self.headers[-1]["content-type"], body))
+        else:
+            self.asked.append(orjson.loads(body))
         self.calls += 1
         reply = self.replies.popleft() if self.replies else self.default
         self.open += 1
@@ -152,6 +158,9 @@ class FakeProvider:
             return
         if path.endswith("/embeddings"):
             await self._embeddings(asked, reply, send)
+            return
+        if "/audio/trans" in path:
+            await self._transcribe(path, asked, reply, send)
             return
         if path.endswith("/audio/speech"):
             await self._speech(path, asked, reply, send)
@@ -284,6 +293,68 @@ class FakeProvider:
             raw = raw.replace(b'"embedding":[1.0,', b'"embedding":[1e999,1.0,')
         await _respond(send, 200, raw)
 
+    async def _transcribe(self, path: str, asked: dict[str, Any], reply: Reply, send: Any) -> None:
+        """The words are `reply.words`, or else tell how many seconds were sent; times are those of their middle."""
+        await asyncio.sleep(reply.pause)
+        seconds = seconds_of(asked["file"][2])
+        said = "".join(reply.words) if reply.words is not WORDS else f"{seconds:.2f} seconds"
+        if reply.fault in ("malformed", "cut"):
+            await _respond(send, 200, b'{"text": "half of')
+            return
+        if asked.get("stream") == ["true"]:
+            await self._transcribe_in_pieces(path, said, reply, send)
+            return
+        body: dict[str, Any] = {"text": said}
+        form = asked.get("response_format", ["json"])[0]
+        segment = {"id": 0, "start": 0.25, "end": seconds - 0.25, "text": f" {said}"}
+        if form == "verbose_json":
+            more = {"tokens": [1, 2], "temperature": 0.0, "avg_logprob": -0.5, "compression_ratio": 1.1, "seek": 0}
+            segment |= {**more, "no_speech_prob": 0.01}
+            body |= {"task": "transcribe", "language": "french", "duration": seconds, "segments": [segment]}
+            if "word" in asked.get("timestamp_granularities[]", []):
+                body["words"] = [{"word": said, "start": 0.25, "end": seconds - 0.25}]
+        elif form == "diarized_json":
+            body |= {"segments": [{**segment, "id": "seg_1", "type": "transcript.text.segment", "speaker": "A"}]}
+        elif "mistral" in path:
+            body |= {"model": asked["model"][0], "language": "fr", "segments": []}
+            if "timestamp_granularities" in asked:
+                body["segments"] = [
+                    {"text": f" {said}", "start": 0.25, "end": seconds - 0.25, "speaker_id": "speaker_1"}
+                ]
+        match reply.fault:
+            case "no_data":
+                del body["text"]
+            case "not_numbers":
+                body["segments"] = [{**segment, "start": "soon"}]
+            case "error_inside":
+                body = {"error": {"message": "overloaded sk-secret-key-of-ours", "type": "server_error"}}
+            case None if form == "json":
+                details = {"audio_tokens": INPUT - 1, "text_tokens": 1}
+                body["usage"] = {"type": "tokens", "input_tokens": INPUT, "output_tokens": OUTPUT}
+                body["usage"] |= {"total_tokens": INPUT + OUTPUT, "input_token_details": details}
+        raw = orjson.dumps(body)
+        await _respond(send, 200, raw.replace(b'"start":0.25', b'"start":NaN') if reply.fault == "not_finite" else raw)
+
+    async def _transcribe_in_pieces(self, path: str, said: str, reply: Reply, send: Any) -> None:
+        kind, place, done = ("transcript.text.delta", "delta", "transcript.text.done")
+        if "mistral" in path:
+            kind, place, done = ("transcription.text.delta", "text", "transcription.done")
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})
+        usage = {"type": "tokens", "input_tokens": INPUT, "output_tokens": OUTPUT, "total_tokens": INPUT + OUTPUT}
+        events: list[dict[str, Any]] = [{"type": kind, place: word} for word in reply.words]
+        if reply.fault == "error_inside":
+            events.insert(2, {"error": {"message": "overloaded sk-secret-key-of-ours", "type": "server_error"}})
+        if reply.fault != "no_finish":
+            events.append({"type": done, "text": "".join(reply.words), "usage": usage})
+        for number, event in enumerate(events):
+            if reply.fault == "hang_between" and number == 3:
+                await asyncio.Event().wait()
+            await send(
+                {"type": "http.response.body", "body": b"data: " + orjson.dumps(event) + b"\n\n", "more_body": True}
+            )
+            self.begun.set()
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
     async def _whole(self, path: str, asked: dict[str, Any], reply: Reply, send: Any) -> None:
         await asyncio.sleep(reply.pause)
         if reply.whole is not None:
@@ -337,6 +408,31 @@ def vector_of(one: str | list[int], size: int) -> list[float]:
 def as_base64(vector: list[float]) -> str:
     """As OpenAI encodes it."""
     return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
+
+
+def form_of(content_type: str, body: bytes) -> dict[str, Any]:
+    """A multipart form: each field's texts, and `file` as (name, type, content)."""
+    message = BytesParser(policy=HTTP).parsebytes(b"content-type: " + content_type.encode() + b"\r\n\r\n" + body)
+    found: dict[str, Any] = {}
+    for part in message.iter_parts():
+        name = part.get_param("name", header="content-disposition")
+        content = part.get_payload(decode=True)
+        assert isinstance(name, str)
+        assert isinstance(content, bytes)
+        if part.get_filename() is None:
+            found.setdefault(name, []).append(content.decode())
+        else:
+            found[name] = (part.get_filename(), part.get_content_type(), content)
+    return found
+
+
+def seconds_of(content: bytes) -> float:
+    """How much sound a file holds."""
+    import av
+
+    with av.open(io.BytesIO(content)) as opened:
+        samples = sum(frame.samples for frame in opened.decode(audio=0))
+        return samples / opened.streams.audio[0].rate
 
 
 async def _respond(send: Any, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:

@@ -1,0 +1,1 @@
+"""The transcription wire that OpenAI made, and what others made of it."""
