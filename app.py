@@ -33,8 +33,9 @@ from api.openai import responses as openai_responses
 from api.openai.chat import install_chat
 from api.openai.responses import install_responses
 from api.openapi import install_openapi
+from api.websocket_protocol import GuardedWebSocketProtocol
 from api.openai import audio, embeddings, speech
-from api.routes import agents, auth, background, completion, health, models, runs, schedules, sessions
+from api.routes import agents, auth, background, completion, health, models, realtime, runs, schedules, sessions
 from api.routes import transcription, users
 from config.environment import load_settings
 from config.settings import Settings
@@ -115,7 +116,10 @@ def create_app(
             app.state.services = services
             app.state.authenticator = services.auth
             await services.llm.warm_up()
-            sweeping = asyncio.create_task(services.retention.watch(), name="retention")
+            sweeping = [
+                asyncio.create_task(services.retention.watch(), name="retention"),
+                asyncio.create_task(services.realtime.watch(), name="realtime"),
+            ]
             if on_ready is not None:
                 on_ready(services, made_up)
             elif made_up is not None:
@@ -124,9 +128,10 @@ def create_app(
                 async with at_work(services):
                     yield
             finally:
-                sweeping.cancel()
-                with suppress(asyncio.CancelledError):
-                    await sweeping
+                for task in sweeping:
+                    task.cancel()
+                    with suppress(asyncio.CancelledError):
+                        await task
 
     app = FastAPI(
         title="routeur-ia-api",
@@ -145,7 +150,7 @@ def create_app(
     install_chat(app)
     install_responses(app)
     native = (completion, transcription, sessions, background, runs, schedules, health, auth, models, agents, users)
-    for module in (*native, openai_models, openai_responses, embeddings, speech, audio):
+    for module in (*native, openai_models, openai_responses, embeddings, speech, audio, realtime):
         app.include_router(module.router)
     app.include_router(mcp.router)
     _add_middleware(app, settings, metrics)
@@ -176,6 +181,11 @@ def server_options(settings: Settings) -> dict[str, Any]:
     server = settings.server
     return {
         "http": GuardedHttpProtocol,
+        "ws": GuardedWebSocketProtocol,
+        "ws_max_size": int(settings.realtime.max_frame_mb * 1_000_000),
+        "ws_per_message_deflate": False,
+        "ws_ping_interval": settings.realtime.ping_seconds,
+        "ws_ping_timeout": settings.realtime.ping_seconds,
         "log_config": None,
         "access_log": False,
         "server_header": False,

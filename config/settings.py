@@ -27,6 +27,7 @@ from config.fields import (
     TextList,
 )
 from config.mcp_settings import McpSettings
+from config.realtime_settings import RealtimeSettings
 from config.routing_settings import POOL, Fallbacks, ModelPool, PoolName, pool_of
 from config.run_settings import RunSettings
 from config.transcription_settings import TranscriptionSettings
@@ -411,6 +412,7 @@ class Settings(BaseSettings):
     transcription: TranscriptionSettings = TranscriptionSettings()
     mcp: McpSettings = McpSettings()
     audio: AudioSettings = AudioSettings()
+    realtime: RealtimeSettings = RealtimeSettings()
     retention: RetentionSettings = RetentionSettings()
     rate_limits: RateLimitSettings = RateLimitSettings()
     tracing: TracingSettings = TracingSettings()

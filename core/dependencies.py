@@ -11,6 +11,7 @@ from domain.errors import Forbidden, Unauthenticated
 from domain.ports import Authenticator
 
 MAX_CREDENTIAL_CHARS = 8_192
+KEY_SUBPROTOCOL = "openai-insecure-api-key."
 
 
 def credential_of(connection: HTTPConnection) -> str:
@@ -31,6 +32,23 @@ def credential_of(connection: HTTPConnection) -> str:
     if not credential or len(credential) > MAX_CREDENTIAL_CHARS:
         raise Unauthenticated("A bearer token or an API key is needed.")
     return credential
+
+
+def socket_credential_of(connection: HTTPConnection) -> str:
+    """The same of a WebSocket; browsers, which cannot set headers there, send it beside the subprotocol `realtime`.
+
+    Raises:
+        Unauthenticated: there is none, or more than one.
+    """
+    offered: list[str] = connection.scope.get("subprotocols") or []
+    keys = [one.removeprefix(KEY_SUBPROTOCOL) for one in offered if one.startswith(KEY_SUBPROTOCOL)]
+    if not keys:
+        return credential_of(connection)
+    if len(keys) > 1 or "authorization" in connection.headers or "x-api-key" in connection.headers:
+        raise Unauthenticated("Send one credential, not several.")
+    if not keys[0] or len(keys[0]) > MAX_CREDENTIAL_CHARS:
+        raise Unauthenticated("A bearer token or an API key is needed.")
+    return keys[0]
 
 
 async def current_user(connection: HTTPConnection) -> Principal:

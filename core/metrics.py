@@ -36,6 +36,9 @@ class Metrics:
         self.background_open = Gauge(
             "routeur_background_runs_open", "Background runs going on in this process", registry=self.registry
         )
+        self.realtime_open = Gauge(
+            "routeur_realtime_sessions_open", "Realtime sessions open in this process", registry=self.registry
+        )
         self.queue_depth = Gauge(
             "routeur_queue_depth", "Background runs that wait for a worker, of everybody", registry=self.registry
         )

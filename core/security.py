@@ -30,10 +30,13 @@ ISSUER = "routeur-ia-api"
 AUDIENCE = "routeur-ia-api"
 MAX_TOKEN_CHARS = 4_096  # ours are under 1,000; a longer one is not worth parsing
 MAX_PASSWORD_CHARS = 1_024  # argon2 hashes any length, at our cost
+CLIENT_SECRET_PREFIX = "ek_"  # noqa: S105 - what marks one, and no secret
 _MIN_RSA_BITS = 2_048
 _REFUSAL = "The credential is not valid."
 
-TokenType = Literal["access", "refresh"]
+MAX_SECRET_CHARS = 7_500  # a client secret carries its session; servers take header lines of 8 kB
+
+TokenType = Literal["access", "refresh", "client_secret"]
 _REQUIRED = {f"require_{claim}": True for claim in ("exp", "iat", "aud", "iss", "sub", "jti")}
 
 
@@ -108,7 +111,8 @@ class KeyRing:
         Raises:
             Unauthenticated: anything is wrong with it; the message does not say what.
         """
-        if len(token) > MAX_TOKEN_CHARS or token.count(".") != 2 or not token.isascii():
+        most = MAX_SECRET_CHARS if expected == "client_secret" else MAX_TOKEN_CHARS
+        if len(token) > most or token.count(".") != 2 or not token.isascii():
             raise Unauthenticated(_REFUSAL)
         try:
             header = orjson.loads(_from_base64(token[: token.index(".")]))
@@ -156,6 +160,74 @@ def read_access_token(ring: KeyRing, token: str) -> AccessClaims:
             token_id=str(claims["jti"]),
             family=str(claims["sid"]),
             token_version=int(claims["ver"]),
+            expires_at=float(claims["exp"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise Unauthenticated(_REFUSAL) from error
+
+
+@dataclass(frozen=True, slots=True)
+class SecretClaims:
+    """What a good client secret says: whose it is, by what credential it was made, and the session it opens."""
+
+    user_id: str
+    token_version: int
+    family: str | None
+    key_id: str | None
+    scopes: tuple[str, ...]
+    session: dict[str, Any]
+    secret_id: str
+    expires_at: float
+
+
+def issue_client_secret(
+    ring: KeyRing,
+    *,
+    user_id: str,
+    token_version: int,
+    family: str | None,
+    key_id: str | None,
+    scopes: tuple[str, ...],
+    session: Mapping[str, Any],
+    ttl: int,
+) -> tuple[str, int]:
+    """A signed secret that opens one kind of realtime session for `ttl` seconds, and when it ends.
+
+    Raises:
+        ValueError: the session is too large to be carried.
+    """
+    now = int(time.time())
+    standard = {"iss": ISSUER, "aud": AUDIENCE, "jti": uuid7().hex, "iat": now, "nbf": now, "exp": now + ttl}
+    ours = {
+        "typ": "client_secret",
+        "ver": token_version,
+        "sid": family,
+        "key": key_id,
+        "scope": " ".join(scopes),
+        "session": dict(session),
+    }
+    token = ring.sign({"sub": user_id, **standard, **ours})
+    if len(token) > MAX_SECRET_CHARS:
+        raise ValueError("too large")
+    return CLIENT_SECRET_PREFIX + token, now + ttl
+
+
+def read_client_secret(ring: KeyRing, secret: str) -> SecretClaims:
+    """The claims of a good client secret.
+
+    Raises:
+        Unauthenticated: it is not one.
+    """
+    claims = ring.verify(secret.removeprefix(CLIENT_SECRET_PREFIX), "client_secret")
+    try:
+        return SecretClaims(
+            user_id=str(claims["sub"]),
+            token_version=int(claims["ver"]),
+            family=claims["sid"],
+            key_id=claims["key"],
+            scopes=tuple(str(claims["scope"]).split()),
+            session=dict(claims["session"]),
+            secret_id=str(claims["jti"]),
             expires_at=float(claims["exp"]),
         )
     except (KeyError, TypeError, ValueError) as error:

@@ -28,6 +28,7 @@ class CredentialKind(StrEnum):
 
     ACCESS_TOKEN = "access_token"  # noqa: S105 - a name, not a password
     API_KEY = "api_key"
+    CLIENT_SECRET = "client_secret"  # noqa: S105
 
 
 @dataclass(frozen=True, slots=True)

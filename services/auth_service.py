@@ -139,11 +139,19 @@ class AuthService:
         Raises:
             Unauthenticated: not good, or not any more.
         """
+        return (await self.admit(credential))[0]
+
+    async def admit(self, credential: str) -> tuple[Principal, float]:
+        """The same, and when the credential ends (seconds since 1970, or infinity).
+
+        Raises:
+            Unauthenticated: not good, or not any more.
+        """
         epoch = await self._database.auth_epoch()
         name = sha256(credential.encode("utf-8", "surrogatepass")).digest()  # of the whole credential, never a part
         known = self._known.get(name)
         if known is not None and known.epoch == epoch and known.expires_at > time.time():
-            return known.principal
+            return known.principal, known.expires_at
         self._known.pop(name, None)
         if credential.startswith(API_KEY_PREFIX):
             known = await self._look_up_key(credential, epoch)
@@ -152,7 +160,7 @@ class AuthService:
         self._known[name] = known
         if len(self._known) > _CACHE_SIZE:
             self._known.popitem(last=False)
-        return known.principal
+        return known.principal, known.expires_at
 
     async def _look_up_token(self, token: str, epoch: int) -> _Known:
         claims = read_access_token(self._ring, token)

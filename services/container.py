@@ -16,12 +16,14 @@ from services.agent_service import AgentService
 from services.api_key_service import ApiKeyService
 from services.auth_service import AuthService
 from services.background import Background, open_background, open_signals
+from services.client_secret_service import ClientSecretService
 from services.direct_service import DirectService
 from services.embedding_service import EmbeddingService
 from services.idempotency_service import IdempotencyService
 from services.llm_service import LLMService, open_llm_service
 from services.mcp_servers import open_mcp_servers
 from services.open_runs import OpenRuns
+from services.realtime_service import RealtimeService
 from services.response_service import ResponseService
 from services.retention_service import RetentionService
 from services.run_events import RunEvents
@@ -63,6 +65,7 @@ class Services:
     checkpoints: Checkpoints
     retention: RetentionService
     events: RunEvents
+    realtime: RealtimeService
     #: None: the store that SESSION_STORE_URL names keeps no queue.
     background: Background | None
 
@@ -125,11 +128,12 @@ async def open_services(
         jobs = TranscriptionJobs(transcription, records, background, settings)
         jobs.install(registry)
         await jobs.sweep()
+        auth = AuthService(database, settings, hasher, ring)
         yield Services(
             settings=settings,
             database=database,
             metrics=metrics,
-            auth=AuthService(database, settings, hasher, ring),
+            auth=auth,
             users=UserService(database, settings, hasher, records, checkpoints),
             api_keys=ApiKeyService(database),
             llm=llm,
@@ -157,5 +161,16 @@ async def open_services(
                 None if background is None else database.backlog,
             ),
             events=events,
+            realtime=RealtimeService(
+                settings.realtime,
+                database,
+                metrics,
+                auth=auth,
+                secrets=ClientSecretService(database, ring),
+                agents=agents,
+                direct=direct,
+                sessions=sessions,
+                registry=registry,
+            ),
             background=background,
         )

@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import repeat
 from typing import Any
 
 import orjson
@@ -49,6 +50,8 @@ class DirectRequest:
         model: what is asked for.
         unheard: messages for this one call, put first and kept in no session.
         door: what its door wants to know of it later (`RunStart.request`).
+        new_ids: given when all of `messages` are new to the session: the ids that they get in the record.
+        without: ids of recorded messages that the model is not told.
     """
 
     body: Mapping[str, Any]
@@ -58,6 +61,8 @@ class DirectRequest:
     metadata: dict[str, Any] = field(default_factory=dict)
     unheard: tuple[WireMessage, ...] = ()
     door: dict[str, Any] | None = None
+    new_ids: tuple[str, ...] | None = None
+    without: frozenset[str] = frozenset()
 
 
 class DirectService:
@@ -96,8 +101,9 @@ class DirectService:
             stored = await self._agents.stored(resolved.session.id, -1)
             last = stored[-1].message_index if stored else -1
             conversation = from_records(stored, answers_in(sent))
-            sent = [sent[place] for place in unsaid(conversation, sent)]
-            earlier = to_wire(conversation)
+            if request.new_ids is None:
+                sent = [sent[place] for place in unsaid(conversation, sent)]
+            earlier = to_wire(one for one in conversation if one.id not in request.without)
         now = datetime.now(UTC)
         book = await self._recorder.begin(
             Asked(
@@ -106,8 +112,8 @@ class DirectService:
                 agent=AGENT,
                 model=resolved.model,
                 session_id=request.session_id,
-                messages=[wire_record(message, now) for message in sent],
-                text=clean_text(wire_question(sent)),
+                messages=[wire_record(*one) for one in zip(sent, repeat(now), request.new_ids or repeat(None))],
+                text=clean_text(wire_question(sent)) if sent else "",
                 metadata=request.metadata,
                 request=None if request.door is None else {**request.door, "asked": len(sent)},
             )
@@ -115,7 +121,8 @@ class DirectService:
         if resolved.session is not None and book.begun.first_index != last + 1:
             # Somebody has said something between our look and our word.
             stored = await self._agents.stored(book.session_id, -1, book.begun.first_index)
-            earlier = to_wire(from_records(stored, answers_in(sent)))
+            known = from_records(stored, answers_in(sent))
+            earlier = to_wire(one for one in known if one.id not in request.without)
         body = request.body
         if resolved.session is not None or request.unheard:
             body, ready = {**body, "messages": [*request.unheard, *earlier, *sent]}, None

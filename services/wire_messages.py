@@ -39,7 +39,7 @@ def answers_in(messages: Sequence[Mapping[str, Any]]) -> list[str]:
     return [message["tool_call_id"] for message in messages if message["role"] == "tool"]
 
 
-def wire_record(message: Mapping[str, Any], at: datetime) -> NewMessage:
+def wire_record(message: Mapping[str, Any], at: datetime, message_id: str | None = None) -> NewMessage:
     """A message as it is stored: in LangChain's dictionary form, as everything that our own agents say."""
     kind = _TYPES[message["role"]]
     data: dict[str, Any] = {
@@ -48,7 +48,7 @@ def wire_record(message: Mapping[str, Any], at: datetime) -> NewMessage:
         "response_metadata": {},
         "type": kind,
         "name": message.get("name"),
-        "id": new_message_id(),
+        "id": message_id or new_message_id(),
     }
     if kind == "ai":
         calls = [_stored_call(call) for call in message.get("tool_calls") or ()]

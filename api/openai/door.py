@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import orjson
@@ -15,16 +14,16 @@ from starlette.types import Receive, Scope, Send
 
 from api.errors import invalid_request, openai_responses
 from api.streaming.response import ClientLeft
-from domain.agents import AGENT_ID_PATTERN, SESSION_ID_PATTERN
+from domain.agents import SESSION_ID_PATTERN
 from domain.auth import Principal
 from domain.errors import InvalidRequest, UnsupportedMedia
+from domain.targets import Target as Target
+from domain.targets import target_of as target_of
 from services.session_service import SessionService
 from services.wire_messages import WireMessage, wire_question, wire_text
 
 Asked = TypeVar("Asked", bound=BaseModel)
 
-_AGENT = "agent/"
-_AGENT_ID = re.compile(AGENT_ID_PATTERN)
 _SESSION_ID = re.compile(SESSION_ID_PATTERN)
 _MAX_CHAT_ID = 200
 _DEEPEST = 250  # levels; orjson reads more than it writes
@@ -77,32 +76,6 @@ def add_lean_route(
         openapi_extra={"requestBody": {"required": True, "content": content}},
         route_class_override=LeanRoute,
     )
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """Who is meant by `model`: an agent (with a model of the caller's choice), or a model itself."""
-
-    agent: str | None
-    model: str | None
-
-    def shown(self, served: str) -> str:
-        """How an answer names who gave it."""
-        return f"{_AGENT}{self.agent}@{served}" if self.agent else served
-
-
-def target_of(model: str) -> Target:
-    """`agent/<id>`, `agent/<id>@provider/name`, or a model.
-
-    Raises:
-        InvalidRequest: what stands after `agent/` is no agent's id.
-    """
-    if not model.startswith(_AGENT):
-        return Target(None, model)
-    agent, at, chosen = model.removeprefix(_AGENT).partition("@")
-    if not _AGENT_ID.fullmatch(agent) or (at and not chosen):
-        raise InvalidRequest("An agent is called as agent/<id> or agent/<id>@provider/name.", param="model")
-    return Target(agent, chosen or None)
 
 
 async def json_of(request: Request) -> dict[str, Any]:

@@ -1,0 +1,257 @@
+"""The realtime door: `WS /realtime` and `/v1/realtime` (OpenAI's Realtime protocol), and the secrets that browsers
+open it with."""
+
+import asyncio
+import logging
+import re
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
+
+from api.dependencies import AllServices, services_of
+from api.errors import FACES, error_response, openai_body, openai_responses
+from api.openai.door import json_of
+from api.websocket_protocol import STOPPING
+from core.dependencies import credential_of, socket_credential_of
+from domain.agents import MODEL_ID_PATTERN, SESSION_ID_PATTERN
+from domain.errors import Forbidden, InternalError, InvalidRequest, RouteurError
+from services.realtime.conversation import Ending, RealtimeConversation
+from services.realtime.schemas import SessionParameters, checked
+from services.realtime_service import SHUTDOWN, RealtimeService, Ticket, Wanted
+
+logger = logging.getLogger(__name__)
+router = APIRouter(tags=["realtime"])
+
+_SUBPROTOCOL = "realtime"
+_SESSION_ID = re.compile(SESSION_ID_PATTERN)
+_MODEL_ID = re.compile(MODEL_ID_PATTERN)
+_SECRETS_IN_URLS = frozenset({"token", "access_token", "api_key", "key", "authorization"})
+_BURST = 2.0  # seconds' worth of events that may come at once
+_SLOW = Ending(1013, "The reader is too slow.")
+_SECOND = 1.0
+_LEFT = (WebSocketDisconnect, RuntimeError, OSError)  # what sending to somebody who has left may raise
+
+
+# -- the socket --
+
+
+async def talk(websocket: WebSocket) -> None:
+    """A realtime session. Whoever may not have one learns so by an HTTP status, before the socket is accepted."""
+    services = services_of(websocket)
+    realtime = services.realtime
+    await websocket.receive()  # websocket.connect
+    try:
+        ticket = await realtime.admit(socket_credential_of(websocket))
+        _check_origin(websocket, ticket, services.settings.server.cors_origins)
+        async with realtime.session(_wanted(websocket), ticket, _describe) as conversation:
+            subprotocol = _SUBPROTOCOL if _SUBPROTOCOL in websocket.scope["subprotocols"] else None
+            await websocket.accept(subprotocol)
+            await _Line(websocket, conversation, realtime).serve()
+    except RouteurError as error:
+        await _refuse(websocket, error)
+    except Exception:
+        logger.exception("a realtime session failed")
+        await _refuse(websocket, InternalError())
+
+
+async def _refuse(websocket: WebSocket, error: RouteurError) -> None:
+    with suppress(*_LEFT):
+        if websocket.application_state is WebSocketState.CONNECTING:
+            await websocket.send_denial_response(error_response(error, openai=websocket.url.path.startswith("/v1/")))
+        else:
+            await websocket.close(FACES[error.kind].close_code)
+
+
+router.add_websocket_route("/realtime", talk)
+router.add_websocket_route("/v1/realtime", talk)
+
+
+class _Line:
+    """One accepted socket and its conversation."""
+
+    def __init__(self, websocket: WebSocket, conversation: RealtimeConversation, realtime: RealtimeService) -> None:
+        self._websocket = websocket
+        self._conversation = conversation
+        self._slow = realtime.settings.slow_seconds
+        self._pace = _Pace(realtime.settings.events_per_second)
+
+    async def serve(self) -> None:
+        """Until one of both ends it; there is always a close frame."""
+        conversation = self._conversation
+        conversation.begin()
+        reading = asyncio.create_task(self._read(), name="realtime reading")
+        ending = Ending(1011)
+        try:
+            await self._write()
+            ending = conversation.ending or ending
+        except TimeoutError:
+            ending = _SLOW
+        except WebSocketDisconnect:
+            ending = Ending(1000)
+        except asyncio.CancelledError:
+            ending = SHUTDOWN  # the server's grace is over; nobody waits for this task but uvicorn
+        finally:
+            conversation.end(ending)
+            reading.cancel()
+            with suppress(asyncio.CancelledError):
+                await reading
+            await self._close(ending)
+
+    async def _read(self) -> None:
+        conversation = self._conversation
+        while True:
+            message = await self._websocket.receive()
+            if message["type"] == "websocket.disconnect":
+                if message.get("code") == STOPPING:
+                    conversation.end_after_answer(SHUTDOWN)
+                    return
+                conversation.end(Ending(1000))
+                return
+            await self._pace.keep()
+            text = message.get("text")
+            await conversation.hear(text if text is not None else message.get("bytes") or b"")
+
+    async def _write(self) -> None:
+        """Raises:
+        TimeoutError: the reader takes nothing.
+        """
+        send = self._websocket.send
+        while texts := await self._conversation.outbox.take():
+            async with asyncio.timeout(self._slow) as patience:
+                for text in texts:
+                    await send({"type": "websocket.send", "text": text})
+                    patience.reschedule(asyncio.get_running_loop().time() + self._slow)
+
+    async def _close(self, ending: Ending) -> None:
+        with suppress(*_LEFT):  # it is closed already
+            await self._websocket.close(ending.code, ending.reason[:100])
+
+
+class _Pace:
+    """How fast a client is read: whoever sends more than that waits in its own socket, and nobody else does."""
+
+    __slots__ = ("_at", "_left", "_most", "_rate")
+
+    def __init__(self, rate: float) -> None:
+        self._rate = rate
+        self._most = max(1.0, rate * _BURST)
+        self._left = self._most
+        self._at = time.monotonic()
+
+    async def keep(self) -> None:
+        """One more event; waits when it came too soon."""
+        now = time.monotonic()
+        self._left = min(self._most, self._left + (now - self._at) * self._rate)
+        self._at = now
+        self._left -= 1
+        # To sleep for each event alone would cost more than it saves.
+        await asyncio.sleep(min(_SECOND, (1 - self._left) / self._rate) if self._left < 0 else 0)
+
+
+def _check_origin(websocket: WebSocket, ticket: Ticket, allowed: tuple[str, ...]) -> None:
+    """A page of somebody else may not talk with a credential that it got hold of; a client secret is made for pages."""
+    origin = websocket.headers.get("origin")
+    if origin is not None and ticket.secret is None and "*" not in allowed and origin not in allowed:
+        raise Forbidden("Pages of that origin may not open sockets here; see CORS_ORIGINS.", code="origin_not_allowed")
+
+
+def _wanted(websocket: WebSocket) -> Wanted:
+    """What the address asks for.
+
+    Raises:
+        InvalidRequest: something that is not done here, or that cannot be meant.
+    """
+    query = websocket.query_params
+    if _SECRETS_IN_URLS & {name.lower() for name in query}:
+        raise InvalidRequest("Credentials do not belong into an address, which ends in logs.", code="key_in_url")
+    for name in ("call_id", "intent"):
+        if query.get(name):
+            raise InvalidRequest(f"'{name}' is not supported here.", code="unsupported_parameter", param=name)
+    model = query.get("model") or None
+    if model is not None and (len(model) > 200 or not _MODEL_ID.fullmatch(model)):
+        raise InvalidRequest("That cannot be a model.", code="invalid_value", param="model")
+    named = websocket.headers.get("x-session-id")
+    also = query.get("session_id")
+    if named is not None and also is not None and named != also:
+        raise InvalidRequest("X-Session-Id and session_id name different sessions.", param="session_id")
+    session_id = named if named is not None else also
+    if session_id is not None and not _SESSION_ID.fullmatch(session_id):
+        raise InvalidRequest("That cannot be a session's id.", code="invalid_session_id", param="session_id")
+    return Wanted(model, session_id)
+
+
+def _describe(error: RouteurError) -> dict[str, Any]:
+    described: dict[str, Any] = openai_body(error)["error"]
+    return described
+
+
+# -- client secrets --
+
+
+class ExpiresAfter(BaseModel):
+    """How long a secret opens new sessions."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    anchor: Literal["created_at"] = "created_at"
+    seconds: Annotated[int, Field(ge=10, le=7_200)] = 600
+
+
+class ClientSecretRequest(BaseModel):
+    """The session that a browser is to open, and for how long it may."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        strict=True,
+        extra="forbid",
+        json_schema_extra={"examples": [{"session": {"type": "realtime", "model": "agent/simple"}}]},
+    )
+
+    expires_after: ExpiresAfter | None = None
+    session: SessionParameters | None = None
+
+
+class ClientSecretAnswer(BaseModel):
+    """The secret; `expires_at` is in seconds since 1970, and `session` how its sessions begin."""
+
+    value: str = Field(examples=["ek_..."])
+    expires_at: int
+    session: Mapping[str, Any]
+
+
+@router.post(
+    "/v1/realtime/client_secrets",
+    responses=openai_responses(400, 401, 403, 404, 409, 413, 415, 429),
+    openapi_extra={
+        "requestBody": {
+            "required": False,
+            "content": {"application/json": {"schema": ClientSecretRequest.model_json_schema()}},
+        }
+    },
+)
+async def create_client_secret(request: Request, services: AllServices, response: Response) -> ClientSecretAnswer:
+    """A short-lived secret for a browser: it opens realtime sessions like this one, as you, and nothing else.
+
+    It can be used more than once until it expires (10 minutes when nothing is said, at most 2 hours); sessions that it
+    has opened go on after that. Revoking what made it (the key, the log-in) ends it, and them.
+    """
+    credential = credential_of(request)
+    ticket = await services.realtime.admit(credential)
+    if ticket.secret is not None:
+        raise Forbidden("A client secret makes no client secrets.", code="missing_scope")
+    body = await json_of(request) if await request.body() else {}
+    asked = checked(ClientSecretRequest, body)
+    session = asked.session or SessionParameters(type="realtime")
+    shown = await services.realtime.check(session, ticket.caller)
+    carried = {**session.model_dump(exclude_unset=True), "type": "realtime", "model": shown["model"]}
+    seconds = (asked.expires_after or ExpiresAfter()).seconds
+    secret = await services.realtime.secrets.issue(carried, ticket.caller, credential, seconds)
+    response.headers["cache-control"] = "no-store"
+    return ClientSecretAnswer(value=secret.value, expires_at=secret.expires_at, session=shown)

@@ -1,0 +1,1 @@
+"""One realtime conversation, pure of transport: client events in, server events out."""

@@ -1,0 +1,76 @@
+"""Events on their way to one client: bounded, so that a slow reader pauses the source and not the house."""
+
+import asyncio
+from typing import Any
+
+import orjson
+from uuid_utils import uuid7
+
+
+def event_id() -> str:
+    """An id for an event of ours."""
+    return f"event_{uuid7().hex}"
+
+
+class Outbox:
+    """Filled by the conversation, emptied by its transport.
+
+    Args:
+        most: bytes that may wait; `put` always takes, `room` waits.
+    """
+
+    __slots__ = ("_closed", "_most", "_room", "_size", "_waiting", "_wake")
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._waiting: list[str] = []
+        self._size = 0
+        self._closed = False
+        self._wake: asyncio.Future[None] | None = None
+        self._room: asyncio.Future[None] | None = None
+
+    @property
+    def closed(self) -> bool:
+        """True when nothing more is taken."""
+        return self._closed
+
+    @property
+    def full(self) -> bool:
+        """True when the source should pause."""
+        return self._size >= self._most and not self._closed
+
+    def put(self, event: dict[str, Any]) -> None:
+        """One more event; its id is added."""
+        if self._closed:
+            return
+        text = orjson.dumps({"event_id": event_id(), **event}).decode()
+        self._waiting.append(text)
+        self._size += len(text)
+        self._wake_up("_wake")
+
+    async def room(self) -> None:
+        """Wait until the reader has taken what is waiting, or is gone."""
+        while self.full:
+            if self._room is None or self._room.done():
+                self._room = asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._room)
+
+    async def take(self) -> list[str]:
+        """What is waiting, as soon as something is; nothing: it is closed and empty. One reader."""
+        while not self._waiting and not self._closed:
+            self._wake = asyncio.get_running_loop().create_future()
+            await self._wake
+        taken, self._waiting, self._size = self._waiting, [], 0
+        self._wake_up("_room")
+        return taken
+
+    def close(self) -> None:
+        """Nothing more comes; what is waiting can still be taken."""
+        self._closed = True
+        self._wake_up("_wake")
+        self._wake_up("_room")
+
+    def _wake_up(self, name: str) -> None:
+        waiter: asyncio.Future[None] | None = getattr(self, name)
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)

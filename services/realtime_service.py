@@ -1,0 +1,286 @@
+"""Realtime sessions of one process: opened for their owners, counted, watched, ended. What is said in one is
+`realtime/conversation.py`."""
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from config.realtime_settings import RealtimeSettings
+from core.database.engine import Database
+from core.metrics import Metrics
+from core.security import SecretClaims
+from domain.auth import Principal, Scope
+from domain.errors import Forbidden, InvalidRequest, RateLimited, RouteurError, Unauthenticated, Unavailable
+from domain.sessions import NewSession
+from domain.targets import target_of
+from services.agent_messages import from_records
+from services.agent_registry import AgentRegistry
+from services.agent_service import AgentService
+from services.auth_service import AuthService
+from services.client_secret_service import ClientSecretService
+from services.direct_service import AGENT as DIRECT
+from services.direct_service import DirectService
+from services.realtime.answers import Answers
+from services.realtime.conversation import Ending, RealtimeConversation, Terms
+from services.realtime.outbox import Outbox
+from services.realtime.schemas import SessionParameters, checked
+from services.realtime.seams import VoiceSeams
+from services.realtime.session_config import SessionConfig
+from services.session_service import SessionService
+from services.wire_messages import WireMessage, to_wire
+
+logger = logging.getLogger(__name__)
+
+_TICK = 1.0  # seconds between looks at open sessions: how long a revoked credential may still talk
+_EXPIRED = "session_expired"
+
+SHUTDOWN = Ending(1012, "The server is restarting.")
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """A caller who may open a session, and until when. `secret`: they came with a client secret, and it said so."""
+
+    caller: Principal
+    credential: str
+    expires_at: float
+    secret: SecretClaims | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """The session that is wanted: `model` as in the address, and the stored one that is to go on."""
+
+    model: str | None = None
+    session_id: str | None = None
+
+
+@dataclass(slots=True, eq=False)
+class _Open:
+    conversation: RealtimeConversation
+    ticket: Ticket
+    begun: float
+    epoch: int
+
+
+class RealtimeService:
+    """Opens sessions with `session`; `watch` ends those whose time or credential is over."""
+
+    def __init__(
+        self,
+        settings: RealtimeSettings,
+        database: Database,
+        metrics: Metrics,
+        *,
+        auth: AuthService,
+        secrets: ClientSecretService,
+        agents: AgentService,
+        direct: DirectService,
+        sessions: SessionService,
+        registry: AgentRegistry,
+        voice: VoiceSeams | None = None,
+    ) -> None:
+        self.settings = settings
+        self.secrets = secrets
+        self.voice = voice or VoiceSeams()
+        self._database = database
+        self._metrics = metrics
+        self._auth = auth
+        self._agents = agents
+        self._direct = direct
+        self._sessions = sessions
+        self._registry = registry
+        self._open: set[_Open] = set()
+        self._of_user: Counter[str] = Counter()
+
+    @property
+    def count(self) -> int:
+        """Open sessions."""
+        return self._of_user.total()
+
+    async def admit(self, credential: str) -> Ticket:
+        """Who calls: with a token, a key, or a client secret.
+
+        Raises:
+            Unauthenticated: the credential is not good.
+            Forbidden: realtime is not among its scopes.
+        """
+        if self.secrets.is_one(credential):
+            opened = await self.secrets.open(credential)
+            ticket = Ticket(opened.caller, credential, float("inf"), opened.claims)
+        else:
+            caller, expires_at = await self._auth.admit(credential)
+            ticket = Ticket(caller, credential, expires_at)
+        _check_scope(ticket.caller)
+        return ticket
+
+    async def check(self, session: SessionParameters, caller: Principal) -> dict[str, Any]:
+        """How a session set up like that would look; its id is for show.
+
+        Raises:
+            RouteurError: as `session`.
+        """
+        model = session.model or self._default_model()
+        target = target_of(model)
+        await self._agents.resolve(target.agent or DIRECT, target.model, None, caller)
+        config = SessionConfig("sess_new", model, target, self.voice)
+        config.update(session)
+        return config.shown()
+
+    @asynccontextmanager
+    async def session(
+        self, wanted: Wanted, ticket: Ticket, describe: Callable[[RouteurError], dict[str, Any]]
+    ) -> AsyncIterator[RealtimeConversation]:
+        """A conversation, until the context ends; whatever goes on in it then is stopped and kept.
+
+        Args:
+            describe: a failure in the words of OpenAI's clients.
+
+        Raises:
+            RateLimited: too many sessions.
+            NotFound: no such model, agent, or session of the caller's.
+            Forbidden: the caller's key does not allow the model or agent.
+            InvalidRequest: the client secret is for another model.
+        """
+        caller = ticket.caller
+        self._check_room(caller)
+        self._of_user[caller.user_id] += 1
+        self._metrics.realtime_open.inc()
+        opened: _Open | None = None
+        try:
+            epoch = await self._database.auth_epoch()
+            conversation = await self._conversation(wanted, ticket, describe)
+            opened = _Open(conversation, ticket, time.monotonic(), epoch)
+            self._open.add(opened)
+            try:
+                yield conversation
+            finally:
+                await conversation.aclose()
+        finally:
+            if opened is not None:
+                self._open.discard(opened)
+            self._metrics.realtime_open.dec()
+            self._of_user[caller.user_id] -= 1
+            if not self._of_user[caller.user_id]:
+                del self._of_user[caller.user_id]
+
+    async def watch(self) -> None:
+        """End sessions that are over, for ever; a failure is logged and tried again."""
+        while True:
+            await asyncio.sleep(_TICK)
+            try:
+                await self.look()
+            except RouteurError:
+                logger.warning("open sessions could not be looked at", exc_info=True)
+
+    async def look(self) -> None:
+        """End the sessions whose time or credential is over."""
+        if not self._open:
+            return
+        epoch = await self._database.auth_epoch()
+        now, wall = time.monotonic(), time.time()
+        for opened in list(self._open):
+            if opened.conversation.ending is None:
+                self._look_at_clock(opened, now, wall)
+            if opened.epoch != epoch:
+                await self._look_at_credential(opened)
+                opened.epoch = epoch
+
+    def _look_at_clock(self, opened: _Open, now: float, wall: float) -> None:
+        conversation = opened.conversation
+        if wall >= opened.ticket.expires_at:
+            conversation.end(*_gone("The credential of this session has expired."))
+        elif now - opened.begun >= self.settings.total_seconds:
+            words = f"A session lasts at most {self.settings.total_seconds:g} s."
+            conversation.end(Ending(1001, words), Unavailable(words, code=_EXPIRED))
+        elif not conversation.answering and now - conversation.heard_at >= self.settings.idle_seconds:
+            words = f"Nothing was said for {self.settings.idle_seconds:g} s."
+            conversation.end(Ending(1001, words), Unavailable(words, code=_EXPIRED))
+
+    async def _look_at_credential(self, opened: _Open) -> None:
+        ticket = opened.ticket
+        try:
+            if ticket.secret is not None:
+                caller = await self.secrets.caller_of(ticket.secret)
+            else:
+                caller = await self._auth.authenticate(ticket.credential)
+            _check_scope(caller)
+        except Unauthenticated:
+            opened.conversation.end(*_gone("The credential of this session is not valid any more."))
+        except Forbidden as error:
+            opened.conversation.end(Ending(4403, error.message), error)
+
+    async def _conversation(
+        self, wanted: Wanted, ticket: Ticket, describe: Callable[[RouteurError], dict[str, Any]]
+    ) -> RealtimeConversation:
+        caller = ticket.caller
+        model, given = await self._model_of(wanted, ticket)
+        target = target_of(model)
+        resolved = await self._agents.resolve(target.agent or DIRECT, target.model, wanted.session_id, caller)
+        calls: set[str] | None = None
+        session_id = wanted.session_id
+        if session_id is None:
+            session_id = (await self._sessions.create(NewSession(agent=resolved.agent.id), caller)).session_id
+        else:
+            calls = {call["id"] for one in await self._history(session_id) for call in one.get("tool_calls") or ()}
+
+        async def history() -> Sequence[WireMessage]:
+            return await self._history(session_id)
+
+        config = SessionConfig(session_id, model, target, self.voice)
+        if given is not None:
+            config.update(given)
+        config.expires(min(time.time() + self.settings.total_seconds, ticket.expires_at))
+        answers = Answers(target, caller, self._agents, self._direct)
+        terms = Terms(caller, answers, history, describe, self.voice)
+        return RealtimeConversation(config, terms, Outbox(self.settings.outbox_kb * 1_000), calls)
+
+    async def _model_of(self, wanted: Wanted, ticket: Ticket) -> tuple[str, SessionParameters | None]:
+        """Who is to answer, and how the session is set up when a client secret says so."""
+        given = None
+        if ticket.secret is not None:
+            given = checked(SessionParameters, ticket.secret.session)
+            if wanted.model is not None and wanted.model != given.model:
+                raise InvalidRequest("The client secret is for another model.", code="invalid_value", param="model")
+            return given.model or self._default_model(), given
+        if wanted.model is not None:
+            return wanted.model, None
+        if wanted.session_id is not None:
+            session = await self._sessions.get_session(wanted.session_id, ticket.caller)
+            if session.agent != DIRECT:
+                return f"agent/{session.agent}", None
+            if session.model is not None:
+                return session.model, None
+        return self._default_model(), None
+
+    async def _history(self, session_id: str) -> list[WireMessage]:
+        """What the stored session holds, as messages of chat completions with their ids."""
+        known = from_records(await self._agents.stored(session_id, -1))
+        return [{**message, "id": one.id} for one, message in zip(known, to_wire(known), strict=True)]
+
+    def _default_model(self) -> str:
+        return f"agent/{self._registry.default_agent}"
+
+    def _check_room(self, caller: Principal) -> None:
+        if self.count >= self.settings.sessions:
+            raise RateLimited("Too many realtime sessions at once; try again in a moment.", retry_after=5)
+        if self._of_user[caller.user_id] >= self.settings.per_user:
+            raise RateLimited(
+                f"You have {self.settings.per_user} realtime sessions open; close one.",
+                code="too_many_sessions",
+                retry_after=5,
+            )
+
+
+def _check_scope(caller: Principal) -> None:
+    if not caller.may(Scope.REALTIME):
+        raise Forbidden(f"The scope '{Scope.REALTIME.value}' is needed.", code="missing_scope")
+
+
+def _gone(words: str) -> tuple[Ending, RouteurError]:
+    return Ending(4401, words), Unauthenticated(words, code=_EXPIRED)
