@@ -67,6 +67,7 @@ def serve(
         return
     config = uvicorn.Config(lambda: create_app(settings, on_ready=greet), factory=True, **options)
     listening = config.bind_socket()
+    listening.set_inheritable(False)  # else a program that we have started keeps the port after a crash of ours
     listening.listen(config.backlog)  # who pastes the call before the loop turns waits a moment, and is not refused
     address = _address(server.host, listening.getsockname()[1])
 
