@@ -260,14 +260,13 @@ class TranscriptionJobs:
 
     async def _resolve(self, asked: TranscriptionOptions, caller: Principal) -> tuple[TranscriptionOptions, str]:
         """Who listens: with times, for whatever form is wanted later, where the model tells any."""
-        wanted = replace(asked, times=True)
-        try:
-            model = await self._transcription.resolve(wanted, caller)
-        except InvalidRequest as error:
-            if asked.times or error.param != "response_format":
-                raise
-            wanted, model = asked, await self._transcription.resolve(asked, caller)
-        return replace(wanted, model=model.id), model.id
+        model = await self._transcription.resolve(asked, caller)
+        wanted = replace(asked, model=model.id)
+        if self._transcription.tells_times(model):
+            with suppress(InvalidRequest):
+                await self._transcription.resolve(replace(wanted, times=True), caller)
+                wanted = replace(wanted, times=True)
+        return wanted, model.id
 
     def _submission(
         self,

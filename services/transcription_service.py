@@ -248,6 +248,10 @@ class TranscriptionService:
         """All parts, in their order, as one."""
         return joined(plan, parts)
 
+    def tells_times(self, model: ResolvedModel) -> bool:
+        """Is it known beforehand whether that model tells times?"""
+        return self._transcriber(model).tells_times
+
     def cost(self, plan: TranscriptionPlan, index: int) -> int | None:
         """Picodollars for listening to one part, where its length is what is charged; None: unknown."""
         rate = self.llm.price_per_minute(plan.model)

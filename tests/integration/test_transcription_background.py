@@ -125,11 +125,15 @@ async def test_it_costs_what_it_costs_somebody_who_waits(served: House, provider
 
 
 async def test_a_model_without_times_gives_none_later(served: House, provider: FakeProvider) -> None:
-    run_id = await submit(served, 1.0, model="openai/gpt-4o-transcribe")
-    run = await until(served, run_id)
-    assert run["status"] == "completed", run
-    refused = await served.client.get(f"/transcription/{run_id}?response_format=srt")
-    assert (refused.status_code, refused.json()["param"]) == (422, "response_format")
+    for model in ("openai/gpt-4o-transcribe", WIRES[2]):  # of a compatible server it is not known
+        run_id = await submit(served, 1.0, model=model)
+        run = await until(served, run_id)
+        assert run["status"] == "completed", run
+        refused = await served.client.get(f"/transcription/{run_id}?response_format=srt")
+        assert (refused.status_code, refused.json()["param"]) == (422, "response_format")
+    run_id = await submit(served, 1.0, model=WIRES[2], response_format="vtt")
+    await until(served, run_id)
+    assert "-->" in (await served.client.get(f"/transcription/{run_id}")).text
     with_times = await ask(
         served, tones(1.0), background="true", model="openai/gpt-4o-transcribe", response_format="srt"
     )
@@ -180,7 +184,8 @@ async def test_only_what_failed_is_asked_again(settings: Settings, provider: Fak
 
 async def test_a_part_before_one_that_failed_is_kept(settings: Settings, provider: FakeProvider) -> None:
     provider.then(Reply(), Reply(status=400, pause=0.2))
-    async with open_house(reaching(settings, provider, transcription=PARTS)) as house:
+    in_order = settings.model_copy(update={"audio": settings.audio.model_copy(update={"threads": 1})})
+    async with open_house(reaching(in_order, provider, transcription=PARTS)) as house:
         run = await until(house, await submit(house, *FOUR))
         assert (run["status"], provider.calls) == ("completed", 5)
 
