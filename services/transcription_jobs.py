@@ -40,7 +40,7 @@ from domain.text import one_line
 from domain.usage import Usage
 from graphs.builder import AgentGraph, GraphContext
 from graphs.transcription import Answer, Plan, build_transcription_graph
-from services.agent_messages import new_message_id
+from services.agent_messages import new_message_id, to_json
 from services.agent_registry import AgentRegistry
 from services.agent_stream import RunStream
 from services.background import Background
@@ -59,6 +59,7 @@ _YOUNG = 60.0  # seconds for which a folder may wait for its run to be written d
 _SWEEP_EVERY = 600.0
 _STEPS = 100_000  # more than a day has parts of two seconds
 _RETRIES = 3
+_MOST_TOLD = 200_000  # bytes of segments in one event
 _BRIEF = {"start", "end", "text"}
 
 
@@ -217,12 +218,13 @@ class TranscriptionJobs:
         """How far it is, and what was heard since the last time."""
         samples = plan["spans"][done - 1][1] if done else 0
         segments = [{name: segment[name] for name in sorted(_BRIEF)} for part in fresh for segment in part["segments"]]
-        return {
+        told = {
             "progress": 100 * samples // plan["samples"],
             "seconds": round(samples / SAMPLE_RATE, 3),
             "duration": round(plan["samples"] / SAMPLE_RATE, 3),
-            "segments": segments,
         }
+        # An event has bounds, and how far it is matters more.
+        return told if len(to_json(segments)) > _MOST_TOLD else {**told, "segments": segments}
 
     # -- their files --
 
