@@ -178,6 +178,7 @@ OPERATIONS = [
     ("GET", "/api/runs/{run_id}/events"), ("POST", "/api/schedules"), ("GET", "/api/schedules"),
     ("GET", "/api/schedules/{schedule_id}"), ("PATCH", "/api/schedules/{schedule_id}"),
     ("DELETE", "/api/schedules/{schedule_id}"), ("POST", "/v1/embeddings"), ("POST", "/transcription"),
+    ("GET", "/transcription/{run_id}"),
     ("POST", "/v1/audio/transcriptions"), ("POST", "/v1/audio/translations"),
     ("POST", "/v1/chat/completions"), ("GET", "/v1/models"), ("GET", "/v1/models/{model_id}"),
     ("POST", "/v1/responses"), ("GET", "/v1/responses/{response_id}"), ("DELETE", "/v1/responses/{response_id}"),
