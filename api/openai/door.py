@@ -78,18 +78,26 @@ def add_lean_route(
     )
 
 
-async def json_of(request: Request) -> dict[str, Any]:
-    """The body: a JSON object.
+async def json_of(request: Request, *, optional: bool = False) -> dict[str, Any]:
+    """The body: a JSON object. It is read from the wire: nobody may have done so before.
+
+    Args:
+        optional: no body is an empty one.
 
     Raises:
         UnsupportedMedia: it is not said to be JSON.
         ClientLeft: it does not come.
         InvalidRequest: it is none, or is nested too deep to be written again.
     """
-    if "json" not in request.headers.get("content-type", "").lower():
+    typed = "json" in request.headers.get("content-type", "").lower()
+    if not typed and not optional:
+        raise UnsupportedMedia("Send the body as application/json.", code="not_json")
+    raw = await _body_of(request.receive)
+    if optional and not raw:
+        return {}
+    if not typed:
         raise UnsupportedMedia("Send the body as application/json.", code="not_json")
     try:
-        raw = await _body_of(request.receive)
         body = orjson.loads(raw)
         if raw.count(b"[") + raw.count(b"{") > _DEEPEST:
             orjson.dumps(body)
