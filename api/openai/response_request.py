@@ -24,8 +24,8 @@ from api.openai.translate import refuse_for_agents
 from api.streaming.openai_chunks import ToolView
 from domain.auth import Principal
 from domain.errors import InvalidRequest
-from services.direct_service import AGENT as DIRECT
 from services.llm_providers.wire.completions import unsupported
+from services.wire_messages import WireMessage
 
 #: Parameters of chat completions that are called otherwise here.
 _NAMES = {
@@ -60,6 +60,12 @@ class Wanted:
 
 
 async def understood(request: Request, caller: Principal) -> Wanted:
+    """The call, checked as far as that goes without asking anybody.
+
+    Raises:
+        InvalidRequest: it cannot be meant, or names what is not done here.
+        RouteurError: as `session_of`.
+    """
     asked = validated(ResponseRequest, await json_of(request))
     for name, value in (asked.model_extra or {}).items():
         if value is not None:
@@ -72,7 +78,7 @@ async def understood(request: Request, caller: Principal) -> Wanted:
     chat, tools = validated(ChatRequest, body), tool_view_of(request)
     if target.agent is not None or asked.background:
         refuse_for_agents(chat.model_dump(exclude_unset=True, exclude={"messages"}))
-    session_id = await _session(request, asked, metadata, target, caller)
+    session_id = await _session(request, asked, metadata, target, caller, body["messages"])
     return Wanted(asked, chat, body, target, session_id, metadata, tools)
 
 
@@ -126,11 +132,16 @@ def _format_of(wanted: dict[str, Any]) -> dict[str, Any] | None:
 
 
 async def _session(
-    request: Request, asked: ResponseRequest, metadata: dict[str, Any], target: Target, caller: Principal
+    request: Request,
+    asked: ResponseRequest,
+    metadata: dict[str, Any],
+    target: Target,
+    caller: Principal,
+    messages: list[WireMessage],
 ) -> str | None:
     """The one session that is meant; that of `previous_response_id` is found when the call begins."""
     services = services_of(request)
-    bound = await session_of(request, metadata, services.sessions, target.agent or DIRECT, caller)
+    bound = await session_of(request, metadata, services, target, caller, messages)
     conversation = asked.conversation
     named = conversation.id if isinstance(conversation, ConversationRef) else conversation
     given = {one for one in (bound, named, asked.previous_response_id) if one is not None}

@@ -83,3 +83,12 @@ async def test_a_key_is_shown_what_it_may_call_and_no_more(house: House) -> None
         body = {"model": "offline/rules", "messages": [{"role": "user", "content": "Hi"}]}
         answer = await house.anyone.post("/v1/chat/completions", json=body, headers=bearer)
         assert answer.is_success == ("offline/rules" in shown)
+
+
+@pytest.mark.parametrize("model", ["nobody/m", "agent/nobody", "agent/simple@nobody/m"])
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses"])
+async def test_a_chat_with_somebody_who_is_not_there_leaves_no_session(house: House, path: str, model: str) -> None:
+    said = {"messages": [{"role": "user", "content": "Hi"}]} if "chat" in path else {"input": "Hi"}
+    headers = {"X-Conversation-Id": "chat-1"}
+    assert (await house.client.post(path, json={"model": model, **said}, headers=headers)).status_code == 404
+    assert (await house.client.get("/api/sessions")).json()["sessions"] == []
