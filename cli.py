@@ -332,7 +332,13 @@ def _welcome(services: Services, address: str, made_up: str | None) -> Group:
     """What a newcomer needs: where it is, how to get in, what will answer, a call to paste."""
     settings = services.settings
     login = Text.assemble(
-        ("address  ", "dim"), (address, "bold cyan"), ("   docs ", "dim"), (f"{address}/docs", "cyan")
+        ("address  ", "dim"),
+        (address, "bold cyan"),
+        ("   docs ", "dim"),
+        (f"{address}/docs", "cyan"),
+        ("\nclients  ", "dim"),
+        (f"{address}/v1", "cyan"),
+        ("   for everything that speaks OpenAI", "dim"),
     )
     username = settings.security.admin_username
     if made_up is not None:

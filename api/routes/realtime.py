@@ -246,8 +246,7 @@ async def create_client_secret(request: Request, services: AllServices, response
     ticket = await services.realtime.admit(credential)
     if ticket.secret is not None:
         raise Forbidden("A client secret makes no client secrets.", code="missing_scope")
-    body = await json_of(request) if await request.body() else {}
-    asked = checked(ClientSecretRequest, body)
+    asked = checked(ClientSecretRequest, await json_of(request, optional=True))
     session = asked.session or SessionParameters(type="realtime")
     shown = await services.realtime.check(session, ticket.caller)
     carried = {**session.model_dump(exclude_unset=True), "type": "realtime", "model": shown["model"]}
