@@ -88,6 +88,7 @@ class RealtimeCalls:
         call = self._open.get(call_id)
         if call is None or call.hang_up is None or call.owner_id != caller.user_id:
             raise NotFound("There is no such call.", code="call_not_found", param="call_id")
+        del self._open[call_id]
         call.hang_up(_HUNG_UP)
 
     async def aclose(self) -> None:
@@ -131,7 +132,7 @@ class RealtimeCalls:
             failure.__cause__ = error
             _tell(answered, failure)
         finally:
-            del self._open[call.call_id]
+            self._open.pop(call.call_id, None)
             _tell(answered, Unavailable("The server is stopping.", retry_after=1))
 
 

@@ -1,5 +1,6 @@
 """What a call is being told aloud: 20 ms at a time, and known to have been played. It knows no transport."""
 
+import asyncio
 import base64
 import binascii
 from collections import deque
@@ -13,6 +14,7 @@ RATE = 24_000
 FRAME_SAMPLES = RATE // 50
 _FRAME = FRAME_SAMPLES * 2  # bytes of 20 ms
 _BYTES_PER_MS = RATE * 2 // 1_000
+MOST_SECONDS = 300.0  # that wait to be played, before their source is paused
 _REMEMBERED = 16  # responses whose late sound is not played any more
 
 
@@ -38,9 +40,14 @@ class Playback:
 
     Args:
         tell: takes output_audio_buffer.started, .stopped and .cleared.
+
+    Attributes:
+        room: set while more can be taken.
     """
 
     def __init__(self, tell: Callable[[Event], None]) -> None:
+        self.room = asyncio.Event()
+        self.room.set()
         self._tell = tell
         self._pieces: deque[_Piece] = deque()
         self._size = 0
@@ -72,6 +79,8 @@ class Playback:
         if sound:
             self._pieces.append(_Piece(response_id, event["item_id"], event["content_index"], sound))
             self._size += len(sound)
+            if self.seconds > MOST_SECONDS:
+                self.room.clear()
 
     def finish(self, response_id: str) -> None:
         """No more sound of that response will come."""
@@ -98,6 +107,8 @@ class Playback:
             if self._offset == len(piece.sound):
                 self._pieces.popleft()
                 self._offset = 0
+        if not self.room.is_set() and self.seconds <= MOST_SECONDS:
+            self.room.set()
         if not taken and self._playing in self._finished:
             self._stop()
         return bytes(taken.ljust(_FRAME, b"\0"))
@@ -115,6 +126,7 @@ class Playback:
             self._dropped.append(playing)
         self._pieces.clear()
         self._size = self._offset = 0
+        self.room.set()
         self._forget()
         if playing is not None:
             self._tell({"type": "output_audio_buffer.cleared", "response_id": playing})

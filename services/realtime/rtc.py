@@ -41,8 +41,7 @@ _MOST_CANDIDATES = 64
 _MOST_INBOX = 1_000  # events of a client that wait to be read
 _MOST_INBOX_CHARS = 8_000_000
 _MOST_BUFFERED = 256_000  # bytes on their way to the peer
-_MOST_SOUND = 300.0  # seconds that wait to be played, before their source is paused
-_TURN = 0.05  # seconds between looks whether what waits has gone on
+_LOOK = 1.0  # seconds between looks whether a call that waits for its loudspeaker is over
 _GONE = frozenset({"failed", "closed"})
 _FLOOD = Ending(1008, "Events come faster than they are read.")
 _SLOW = Ending(1013, "The reader is too slow.")
@@ -115,6 +114,9 @@ class Peer:
         self._pc = RTCPeerConnection(RTCConfiguration(iceServers=_ice_servers(settings)))
         self._channel: RTCDataChannel | None = None
         self._opened = asyncio.Event()
+        self._drained = asyncio.Event()  # nothing is on its way to the peer
+        self._drained.set()
+        self._is_heard = False  # the peer has a loudspeaker
         self._inbox: asyncio.Queue[str | bytes] = asyncio.Queue(_MOST_INBOX)
         self._inbox_chars = 0
         self._tasks: list[asyncio.Task[None]] = []
@@ -134,6 +136,7 @@ class Peer:
             await pc.setRemoteDescription(RTCSessionDescription(offer, "offer"))
             if pc.getTransceivers():
                 pc.addTrack(Loudspeaker(self._playback))
+                self._is_heard = True
             answer = await pc.createAnswer()
         except Exception as error:  # as in `checked_offer`
             logger.info("offer refused", extra={"why": safe_line(f"{type(error).__name__}: {error}", 200)})
@@ -179,8 +182,7 @@ class Peer:
                 await task
         with suppress(TimeoutError):
             async with asyncio.timeout(_LAST_WORDS):
-                while self._is_open and self._buffered:
-                    await asyncio.sleep(_TURN)
+                await self._drained.wait()
         try:
             async with asyncio.timeout(_CLOSE_SECONDS):
                 await self._pc.close()
@@ -194,8 +196,13 @@ class Peer:
             return
         self._channel = channel
         channel.on("message", self._on_message)
-        channel.on("close", lambda: self.end(_LEFT))
+        channel.on("bufferedamountlow", self._drained.set)
+        channel.on("close", self._on_close)
         self._opened.set()
+
+    def _on_close(self) -> None:
+        self._drained.set()
+        self.end(_LEFT)
 
     def _on_message(self, message: str | bytes) -> None:
         self._inbox_chars += len(message)
@@ -210,7 +217,7 @@ class Peer:
 
     def _on_state(self) -> None:
         if self._pc.connectionState in _GONE:
-            self.end(_LEFT)
+            self._on_close()
 
     # -- in --
 
@@ -269,14 +276,17 @@ class Peer:
                     await self._send(text)
                 if event["type"] == "input_audio_buffer.speech_started" and conversation.interrupts:
                     self._hush()
-            while self._playback.seconds > _MOST_SOUND and conversation.ending is None:
-                await asyncio.sleep(_TURN)
+            while not self._playback.room.is_set() and conversation.ending is None:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_LOOK):
+                        await self._playback.room.wait()
 
     def _to_be_told(self, event: dict[str, Any]) -> bool:
         """Sound goes out on the track, everything else on the channel."""
         match event["type"]:
             case "response.output_audio.delta":
-                self._playback.add(event)
+                if self._is_heard:
+                    self._playback.add(event)
                 return False
             case "response.done":
                 self._playback.finish(event["response"]["id"])
@@ -288,9 +298,10 @@ class Peer:
         channel = self._channel
         if channel is None:  # pragma: no cover - nothing is written before it is open
             raise ConnectionError
-        async with asyncio.timeout(self._settings.slow_seconds):
-            while self._buffered > _MOST_BUFFERED:
-                await asyncio.sleep(_TURN)
+        if int(channel.bufferedAmount) > _MOST_BUFFERED:
+            async with asyncio.timeout(self._settings.slow_seconds):
+                await self._drained.wait()
+        self._drained.clear()
         channel.send(text)
 
     def _hush(self) -> None:
@@ -306,14 +317,6 @@ class Peer:
             with suppress(asyncio.QueueFull):
                 self._inbox.put_nowait(text)
                 self._inbox_chars += len(text)
-
-    @property
-    def _is_open(self) -> bool:
-        return self._channel is not None and self._channel.readyState == "open"
-
-    @property
-    def _buffered(self) -> int:
-        return 0 if self._channel is None else int(self._channel.bufferedAmount)
 
 
 def _append(sound: bytes) -> str:
