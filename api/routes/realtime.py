@@ -229,7 +229,8 @@ async def create_client_secret(request: Request, services: AllServices, response
     ticket = await services.realtime.admit(credential)
     if ticket.secret is not None:
         raise Forbidden("A client secret makes no client secrets.", code="missing_scope")
-    body = await json_of(request) if await request.body() else {}
+    sent = request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers
+    body = await json_of(request) if sent else {}
     asked = checked(ClientSecretRequest, body)
     session = asked.session or SessionParameters(type="realtime")
     shown = await services.realtime.check(session, ticket.caller)

@@ -3,6 +3,7 @@
 import asyncio
 import importlib
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import aioice.ice
@@ -31,7 +32,7 @@ async def served(shared_settings: Settings) -> AsyncIterator[House]:
 async def silence(house: House) -> None:
     """Until no call is open any more."""
     with anyio.fail_after(15):
-        while house.services.calls.count or house.services.realtime.count:
+        while house.services.calls.count or house.services.realtime.count:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
 
 
@@ -183,7 +184,7 @@ async def test_fifty_peers_that_vanish_leave_nothing(
         for caller in callers:
             await caller.close()
     with anyio.fail_after(15):
-        while len(asyncio.all_tasks()) > tasks + 2 or open_files() > files + 10:
+        while len(asyncio.all_tasks()) > tasks + 2 or open_files() > files + 10:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
 
 
@@ -198,9 +199,7 @@ async def gone(house: House, caller: Caller) -> None:
 
 
 def open_files() -> int:
-    import os
-
-    return len(os.listdir("/proc/self/fd"))
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 async def test_a_house_that_closes_ends_its_calls(settings: Settings) -> None:
