@@ -111,7 +111,7 @@ class RelayedRun:
         text, calls = _answer_of(response)
         text = clean_text(text or self.draft())
         usage = usage_of(response.get("usage"))
-        if usage is None and self.response is None:
+        if usage is None and self.response is None and not self.answered_nothing:
             usage = self._estimated(text)  # budgets must not be escaped by leaving early
         if not self.answered_nothing:
             self.calls.append(UsageReported(model=self.model, usage=usage))
@@ -133,6 +133,8 @@ class RelayedRun:
         self, response: Event, text: str, calls: list[WireMessage], usage: Usage | None, cut: RouteurError | None
     ) -> RunCancelled | RunFinished | RunFailed:
         status = response.get("status")
+        if self.answered_nothing:
+            return RunCancelled(reason="nothing was answered", usage=usage)
         reason = _dict(response.get("status_details")).get("reason")
         if self.cancelled is not None or status == "cancelled":
             return RunCancelled(reason=self.cancelled or str(reason or "client_cancelled")[:100], usage=usage)

@@ -132,6 +132,19 @@ class Microphone(MediaStreamTrack):
         return frame
 
 
+class _Nowhere:
+    """A UDP transport whose cable is cut."""
+
+    def __init__(self, real: Any) -> None:
+        self._real = real
+
+    def sendto(self, data: bytes, addr: Any) -> None:
+        """Nothing leaves."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+
 class Caller:
     """One peer: events of the data channel, and what its loudspeaker plays."""
 
@@ -189,12 +202,12 @@ class Caller:
 
     def vanish(self) -> None:
         """Leave without a word: nothing is sent any more, and nothing is read."""
-        for transport in {
-            self.pc.sctp.transport.transport,
-            *(one.sender.transport.transport for one in self.pc.getTransceivers()),
-        }:  # type: ignore[union-attr]
-            for protocol in transport._connection._protocols:
-                protocol.transport.abort() if hasattr(protocol.transport, "abort") else protocol.transport.close()
+        transports = [one.sender.transport.transport for one in self.pc.getTransceivers()]
+        if self.pc.sctp is not None:
+            transports.append(self.pc.sctp.transport.transport)
+        for protocol in {each for one in transports for each in one._connection._protocols}:
+            protocol.transport = _Nowhere(protocol.transport)
+            protocol.datagram_received = lambda *_: None
 
     def _on_track(self, track: MediaStreamTrack) -> None:
         self._hearing = asyncio.create_task(self._hear(track))
