@@ -96,6 +96,8 @@ class RealtimeCalls:
         for call in list(self._open.values()):
             if call.conversation is not None:
                 call.conversation.end_after_answer(SHUTDOWN)
+                if call.hang_up is not None and call.conversation.ending is not None:
+                    call.hang_up(SHUTDOWN)  # nor does it wait for a peer that has not come yet
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=_LAST_ANSWER)
         left = list(self._tasks)

@@ -13,7 +13,7 @@ import orjson
 from uuid_utils import uuid7
 
 from core.http import ProviderSocket
-from domain.errors import InternalError, InvalidRequest, RouteurError, UpstreamFailure
+from domain.errors import InternalError, InvalidRequest, RouteurError, UpstreamFailure, UpstreamTimeout
 from domain.events import UsageReported
 from domain.text import clean_text
 from services.realtime.conversation import Ending
@@ -127,7 +127,7 @@ class RelayConversation:
                 text = _dumped(event)
             if self.ending is None:
                 await self._socket.send(text)
-        except UpstreamFailure as error:
+        except (UpstreamFailure, UpstreamTimeout) as error:
             self.end(Ending(1011, error.message), error)
         except RouteurError as error:
             self.refuse(error, given)
