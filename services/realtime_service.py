@@ -271,8 +271,7 @@ class RealtimeService:
             model = model or wanted.session.model
         if model is None and wanted.session_id is not None:
             session = await self._sessions.get_session(wanted.session_id, ticket.caller)
-            if session.agent != DIRECT:
-                model = f"agent/{session.agent}"
+            model = session.model if session.agent == DIRECT else f"agent/{session.agent}"
         return model or self._default_model(), given
 
     def _relayed(self, model: str) -> BaseProvider | None:
