@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection, Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import Response
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from api.dependencies import AllServices, services_of
@@ -293,7 +293,7 @@ async def offer_call(request: Request, services: AllServices, response: Response
 @router.post(
     "/v1/realtime/calls",
     status_code=201,
-    response_class=PlainTextResponse,
+    response_class=Response,
     responses={
         **openai_responses(400, 401, 403, 404, 413, 415, 429, 503),
         201: {"description": "The SDP answer.", "content": {"application/sdp": {"schema": {"type": "string"}}}},
@@ -327,7 +327,9 @@ async def create_call(request: Request, services: AllServices) -> Response:
     return Response(call.sdp, 201, headers, media_type="application/sdp")
 
 
-@router.post("/v1/realtime/calls/{call_id}/hangup", responses=openai_responses(401, 403, 404))
+@router.post(
+    "/v1/realtime/calls/{call_id}/hangup", response_class=Response, responses=openai_responses(400, 401, 403, 404)
+)
 async def hang_up(call_id: Annotated[str, Path(max_length=100)], request: Request, services: AllServices) -> Response:
     """End a call of yours. It must be asked of the process that answered it."""
     ticket = await services.realtime.admit(credential_of(request))
