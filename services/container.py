@@ -23,6 +23,7 @@ from services.idempotency_service import IdempotencyService
 from services.llm_service import LLMService, open_llm_service
 from services.mcp_servers import open_mcp_servers
 from services.open_runs import OpenRuns
+from services.realtime_calls import RealtimeCalls
 from services.realtime_service import RealtimeService
 from services.response_service import ResponseService
 from services.retention_service import RetentionService
@@ -66,6 +67,7 @@ class Services:
     retention: RetentionService
     events: RunEvents
     realtime: RealtimeService
+    calls: RealtimeCalls
     #: None: the store that SESSION_STORE_URL names keeps no queue.
     background: Background | None
 
@@ -129,6 +131,20 @@ async def open_services(
         jobs.install(registry)
         await jobs.sweep()
         auth = AuthService(database, settings, hasher, ring)
+        realtime = RealtimeService(
+            settings.realtime,
+            database,
+            metrics,
+            auth=auth,
+            secrets=ClientSecretService(database, ring),
+            agents=agents,
+            direct=direct,
+            sessions=sessions,
+            registry=registry,
+            recorder=recorder,
+        )
+        calls = RealtimeCalls(realtime)
+        stack.push_async_callback(calls.aclose)
         yield Services(
             settings=settings,
             database=database,
@@ -161,16 +177,7 @@ async def open_services(
                 None if background is None else database.backlog,
             ),
             events=events,
-            realtime=RealtimeService(
-                settings.realtime,
-                database,
-                metrics,
-                auth=auth,
-                secrets=ClientSecretService(database, ring),
-                agents=agents,
-                direct=direct,
-                sessions=sessions,
-                registry=registry,
-            ),
+            realtime=realtime,
+            calls=calls,
             background=background,
         )

@@ -43,7 +43,12 @@ class Outbox:
         """One more event; its id is added."""
         if self._closed:
             return
-        text = orjson.dumps({"event_id": event_id(), **event}).decode()
+        self.put_text(orjson.dumps({"event_id": event_id(), **event}).decode())
+
+    def put_text(self, text: str) -> None:
+        """One more event, written already."""
+        if self._closed:
+            return
         self._waiting.append(text)
         self._size += len(text)
         self._wake_up("_wake")

@@ -184,7 +184,8 @@ OPERATIONS = [
     ("POST", "/v1/responses"), ("GET", "/v1/responses/{response_id}"), ("DELETE", "/v1/responses/{response_id}"),
     ("POST", "/v1/responses/{response_id}/cancel"), ("GET", "/v1/responses/{response_id}/input_items"),
     ("POST", "/v1/audio/speech"),
-    ("POST", "/v1/realtime/client_secrets"),
+    ("POST", "/v1/realtime/client_secrets"), ("POST", "/realtime/offer"), ("POST", "/v1/realtime/calls"),
+    ("POST", "/v1/realtime/calls/{call_id}/hangup"),
 ]  # fmt: skip
 
 
