@@ -29,7 +29,7 @@ from api.middleware.security_headers import SecurityHeadersMiddleware
 from api.middleware.unexpected import UnexpectedErrorMiddleware
 from api.multipart import FORM_BYTES
 from api.openai import models as openai_models
-from api.openai import responses as openai_responses
+from api.openai import stored_responses
 from api.openai.chat import install_chat
 from api.openai.responses import install_responses
 from api.openapi import install_openapi
@@ -150,7 +150,7 @@ def create_app(
     install_chat(app)
     install_responses(app)
     native = (completion, transcription, sessions, background, runs, schedules, health, auth, models, agents, users)
-    for module in (*native, openai_models, openai_responses, embeddings, speech, audio, realtime):
+    for module in (*native, openai_models, stored_responses, embeddings, speech, audio, realtime):
         app.include_router(module.router)
     app.include_router(mcp.router)
     _add_middleware(app, settings, metrics)

@@ -1,4 +1,4 @@
-"""The side door: `routeur serve | worker | run | runs | chat | sessions | doctor | settings | users | keys | ...`."""
+"""The side door: `routeur serve | worker | run | runs | transcribe | chat | sessions | doctor | settings | ...`."""
 
 import asyncio
 import gc
@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from app import create_app, server_options
+from cli_audio import transcribe
 from cli_runs import run_agent, runs, worker
 from cli_sessions import sessions
 from config.environment import env_example, load_settings
@@ -36,6 +37,7 @@ cli.add_typer(keys, name="keys")
 cli.add_typer(sessions, name="sessions")
 cli.add_typer(runs, name="runs")
 cli.command("run")(run_agent)
+cli.command("transcribe")(transcribe)
 cli.command("worker")(worker)
 
 
@@ -65,6 +67,7 @@ def serve(
         return
     config = uvicorn.Config(lambda: create_app(settings, on_ready=greet), factory=True, **options)
     listening = config.bind_socket()
+    listening.set_inheritable(False)  # else a program that we have started keeps the port after a crash of ours
     listening.listen(config.backlog)  # who pastes the call before the loop turns waits a moment, and is not refused
     address = _address(server.host, listening.getsockname()[1])
 
@@ -329,7 +332,13 @@ def _welcome(services: Services, address: str, made_up: str | None) -> Group:
     """What a newcomer needs: where it is, how to get in, what will answer, a call to paste."""
     settings = services.settings
     login = Text.assemble(
-        ("address  ", "dim"), (address, "bold cyan"), ("   docs ", "dim"), (f"{address}/docs", "cyan")
+        ("address  ", "dim"),
+        (address, "bold cyan"),
+        ("   docs ", "dim"),
+        (f"{address}/docs", "cyan"),
+        ("\nclients  ", "dim"),
+        (f"{address}/v1", "cyan"),
+        ("   for everything that speaks OpenAI", "dim"),
     )
     username = settings.security.admin_username
     if made_up is not None:

@@ -69,7 +69,7 @@ async def _work(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: loop.call_soon_threadsafe(stop.set))
     async with open_services(settings) as services:
-        background = _background(services)
+        background = background_of(services)
         await services.llm.warm_up()
         async with at_work(services):
             out.print(Text.assemble(
@@ -93,7 +93,7 @@ def run_agent(
     request = checked(lambda: AgentRunRequest(input=" ".join(question), session_id=session, model=model))
 
     async def work(services: Services) -> None:
-        background = _background(services)
+        background = background_of(services)
         await services.users.ensure_admin()
         caller = await operator_of(services, user)
         if not follow:
@@ -103,7 +103,7 @@ def run_agent(
         async with background.at_work(takes=False):
             accepted = await background.runs.submit(agent, request, caller)
             err.print(Text(f"run {accepted.run_id}, session {accepted.session_id}", "dim"), soft_wrap=True)
-            helping = asyncio.create_task(_help(background, accepted))
+            helping = asyncio.create_task(help_out(background, accepted))
             try:
                 await _follow(services, accepted.run_id)
             finally:
@@ -113,7 +113,7 @@ def run_agent(
         with_services(work)
 
 
-async def _help(background: Background, accepted: RunAccepted) -> None:
+async def help_out(background: Background, accepted: RunAccepted) -> None:
     """Do it here, when nobody else does."""
     while True:
         await asyncio.sleep(_FOR_OTHERS)
@@ -220,7 +220,7 @@ def cancel_run(run_id: str, user: Whose = None) -> None:
     """End a run, wherever it is going on."""
 
     async def work(services: Services) -> None:
-        state = await _background(services).runs.cancel(run_id, await operator_of(services, user))
+        state = await background_of(services).runs.cancel(run_id, await operator_of(services, user))
         out.print(Text(f"{run_id} {state.status.value}", _COLOURS[state.status]))
 
     with_services(work)
@@ -231,7 +231,7 @@ def requeue_run(run_id: str, user: Whose = None) -> None:
     """Send a dead letter again, as a new run."""
 
     async def work(services: Services) -> None:
-        accepted = await _background(services).runs.requeue(run_id, await operator_of(services, user))
+        accepted = await background_of(services).runs.requeue(run_id, await operator_of(services, user))
         out.print(f"run [bold]{accepted.run_id}[/] is in the queue", soft_wrap=True)
 
     with_services(work)
@@ -249,7 +249,7 @@ def _facts(run: RunInfo) -> list[tuple[str, Any]]:
     return [("status", Text(run.status.value, _COLOURS[run.status])), *shown]
 
 
-def _background(services: Services) -> Background:
+def background_of(services: Services) -> Background:
     if services.background is None:
         raise Unavailable("Background runs need the SQL store: unset SESSION_STORE_URL.", code="background_unavailable")
     return services.background

@@ -1,9 +1,9 @@
 """What callers send to have sound transcribed, how that becomes a run, and the response that a stream of it is."""
 
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import AsyncExitStack
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import orjson
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -13,8 +13,9 @@ from starlette.types import Receive, Scope, Send
 from api.errors import invalid_request
 from api.multipart import FILE, read_upload
 from api.streaming.response import EventStreamResponse, while_connected
+from core.audio.spool import Spool
 from domain.agents import MODEL_ID_PATTERN, SESSION_ID_PATTERN
-from domain.audio import Transcript, TranscriptFormat, TranscriptionOptions
+from domain.audio import AudioUpload, Transcript, TranscriptFormat, TranscriptionOptions
 from domain.auth import Principal
 from domain.errors import InternalError
 from domain.models import MetadataKey, MetadataValue
@@ -115,13 +116,26 @@ class _Transcribing(AudioForm):
 
 
 class TranscriptionForm(_Transcribing):
-    """A file, and how it is to be transcribed."""
+    """A file, and how it is to be transcribed. `background`: as a run that nobody waits for, told to `webhook`."""
 
     model: ModelId | None = Field(None, description="provider/name; unset: TRANSCRIPTION_MODEL")
     session_id: Annotated[str, Field(pattern=SESSION_ID_PATTERN)] | None = None
     metadata: Annotated[
         Annotated[dict[MetadataKey, MetadataValue], Field(max_length=64)], BeforeValidator(_json_object)
     ] = Field(default_factory=dict, description="JSON text", json_schema_extra={"type": "string"})
+
+    background: bool = False
+    webhook: Annotated[
+        Annotated[str, Field(max_length=2_000, pattern=r"^https?://[!-~]+$")] | None, BeforeValidator(_empty_is_none)
+    ] = None
+
+    @model_validator(mode="after")
+    def _waits_or_not(self) -> "TranscriptionForm":
+        if self.background and self.stream:
+            raise ValueError("a run in the background is not streamed: follow its events")
+        if self.webhook is not None and not self.background:
+            raise ValueError("webhook needs background=true")
+        return self
 
     @field_validator("response_format")
     @classmethod
@@ -203,6 +217,31 @@ class Begun:
         return self.run.transcript
 
 
+@dataclass(frozen=True, slots=True)
+class Received(Generic[Form]):
+    """A form that has come in, its file on disk."""
+
+    form: Form
+    upload: AudioUpload
+    spool: Spool
+
+
+@asynccontextmanager
+async def received_form(
+    request: Request, service: TranscriptionService, schema: type[Form]
+) -> AsyncIterator[Received[Form]]:
+    """Read the form; its file is there until the context ends.
+
+    Raises:
+        RouteurError: what is wrong with the form or the size of its file.
+        ClientLeft: the client went away.
+    """
+    service.check_room()  # before anything is stored
+    async with service.spool() as spool:
+        sent = await read_upload(request, spool, schema.names())
+        yield Received(_validated(schema, sent.fields), sent.upload, spool)
+
+
 async def begin_transcription(
     request: Request,
     service: TranscriptionService,
@@ -217,21 +256,31 @@ async def begin_transcription(
         RouteurError: what is wrong with the form, its file, or what is asked.
         ClientLeft: the client went away.
     """
-    service.check_room()  # before anything is stored
     async with AsyncExitStack() as stack:
-        spool = await stack.enter_async_context(service.spool())
-        sent = await read_upload(request, spool, schema.names())
-        form = _validated(schema, sent.fields)
-        wanted = TranscriptionRequest(
-            sent.upload,
-            spool.folder,
-            form.options(),
-            session_id or getattr(form, "session_id", None),
-            streamed=bool(getattr(form, "stream", False)),
-        )
-        run = await while_connected(request.receive, service.begin(wanted, caller))
+        received = await stack.enter_async_context(received_form(request, service, schema))
+        run = await begin_received(request, service, caller, received, session_id=session_id)
         stack.push_async_callback(run.aclose)
-        return form, Begun(run, stack.pop_all())
+        return received.form, Begun(run, stack.pop_all())
+
+
+async def begin_received(
+    request: Request,
+    service: TranscriptionService,
+    caller: Principal,
+    received: Received[Form],
+    *,
+    session_id: str | None = None,
+) -> TranscriptionRun:
+    """Begin with what has come in. Raises as `begin_transcription`."""
+    form = received.form
+    wanted = TranscriptionRequest(
+        received.upload,
+        received.spool.folder,
+        form.options(),
+        session_id or getattr(form, "session_id", None),
+        streamed=bool(getattr(form, "stream", False)),
+    )
+    return await while_connected(request.receive, service.begin(wanted, caller))
 
 
 def _validated(schema: type[Form], fields: Mapping[str, list[str]]) -> Form:

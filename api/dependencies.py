@@ -19,6 +19,7 @@ from services.run_events import RunEvents
 from services.run_service import RunService
 from services.session_service import SessionService
 from services.speech_service import SpeechService
+from services.transcription_jobs import TranscriptionJobs
 from services.transcription_service import TranscriptionService
 from services.user_service import UserService
 
@@ -52,12 +53,16 @@ async def _embeddings(connection: HTTPConnection) -> EmbeddingService:
     return (await get_services(connection)).embeddings
 
 
+async def _transcription(connection: HTTPConnection) -> TranscriptionService:
+    return (await get_services(connection)).transcription
+
+
 async def _speech(connection: HTTPConnection) -> SpeechService:
     return (await get_services(connection)).speech
 
 
-async def _transcription(connection: HTTPConnection) -> TranscriptionService:
-    return (await get_services(connection)).transcription
+async def _transcription_jobs(connection: HTTPConnection) -> TranscriptionJobs:
+    return (await get_services(connection)).transcription_jobs
 
 
 async def _registry(connection: HTTPConnection) -> AgentRegistry:
@@ -113,8 +118,9 @@ async def _made_id(connection: HTTPConnection) -> str | None:
 AgentServiceDep = Annotated[AgentService, Depends(_agents)]
 DirectServiceDep = Annotated[DirectService, Depends(_direct)]
 EmbeddingServiceDep = Annotated[EmbeddingService, Depends(_embeddings)]
-SpeechServiceDep = Annotated[SpeechService, Depends(_speech)]
 TranscriptionServiceDep = Annotated[TranscriptionService, Depends(_transcription)]
+SpeechServiceDep = Annotated[SpeechService, Depends(_speech)]
+TranscriptionJobsDep = Annotated[TranscriptionJobs, Depends(_transcription_jobs)]
 AgentRegistryDep = Annotated[AgentRegistry, Depends(_registry)]
 LLMServiceDep = Annotated[LLMService, Depends(_llm)]
 AuthServiceDep = Annotated[AuthService, Depends(_auth)]

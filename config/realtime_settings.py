@@ -1,10 +1,27 @@
 """Settings of realtime sessions: how many, how long, how fast."""
 
-from typing import Literal
+import json
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, StringConstraints
 
-from config.fields import OptionalText, SettingsGroup
+from config.fields import OptionalText, SettingsGroup, TextList
+
+IceUrl = Annotated[str, StringConstraints(pattern=r"^(stun|stuns|turn|turns):[^\s]+$", max_length=500)]
+
+
+class IceServer(BaseModel):
+    """A STUN or TURN server, as browsers write it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    urls: Annotated[tuple[IceUrl, ...], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
+    username: str | None = None
+    credential: SecretStr | None = None
+
+
+def _read_json(value: Any) -> Any:
+    return json.loads(value or "[]") if isinstance(value, str) else value
 
 
 class RealtimeSettings(SettingsGroup):
@@ -71,4 +88,23 @@ class RealtimeSettings(SettingsGroup):
         gt=0,
         le=600,
         description="between two pings, and how long an answer to one is waited for",
+    )
+    ice_servers: Annotated[tuple[IceServer, ...], BeforeValidator(_read_json)] = Field(
+        (),
+        alias="REALTIME_ICE_SERVERS",
+        description="STUN and TURN servers of WebRTC calls, as JSON: "
+        '[{"urls": "turn:turn.example.org:3478", "username": "u", "credential": "p"}]; none: host candidates only',
+    )
+    connect_seconds: float = Field(
+        15,
+        alias="REALTIME_CONNECT_SECONDS",
+        gt=0,
+        le=300,
+        description="a WebRTC peer whose data channel is not open by then is let go",
+    )
+    relay_models: TextList = Field(
+        (),
+        alias="REALTIME_RELAY_MODELS",
+        description="models (provider/name) that speak the Realtime protocol themselves, besides those with 'realtime' "
+        "in their names",
     )

@@ -27,6 +27,25 @@ class TranscriptionSettings(SettingsGroup):
     time_limit: float = Field(
         600, alias="TRANSCRIPTION_TIME_LIMIT", gt=0, le=86_400, description="seconds for one request, decoding included"
     )
+    sync_seconds: OptionalSeconds = Field(
+        3_600,
+        alias="AUDIO_SYNC_SECONDS",
+        description="longest sound that somebody may wait for, in seconds; longer ones are run in the background",
+    )
+    background_part_seconds: float = Field(
+        180,
+        alias="TRANSCRIPTION_BACKGROUND_PART_SECONDS",
+        ge=2,
+        le=86_400,
+        description="longest part in the background, in seconds: what a crash may cost, and a step of the progress",
+    )
+    background_time_limit: float = Field(
+        21_600,
+        alias="TRANSCRIPTION_BACKGROUND_TIME_LIMIT",
+        gt=0,
+        le=86_400,
+        description="seconds of running for one file in the background, over all attempts",
+    )
     whisper_models_dir: OptionalPath = Field(
         None,
         alias="WHISPER_MODELS_DIR",

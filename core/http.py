@@ -8,6 +8,7 @@ import asyncio
 import io
 import logging
 import random
+import re
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -33,6 +34,16 @@ MAX_BODY_BYTES = 64_000_000  # one answer, or one stream
 MAX_ERROR_BYTES = 64_000
 _LONGEST_WAIT = 10.0  # seconds we wait for a provider's Retry-After; a longer one is told to the caller
 _LAST_BYTES = 0.05  # seconds for the end of the body after the last event, so that the connection can be kept
+_SOCKET_OPENS = 15.0  # seconds for a WebSocket to be accepted
+_SOCKET_CLOSES = 0.5  # seconds for the other side to say goodbye too
+_HEARTBEAT = 20.0  # seconds between pings: how long a half-open socket is believed in
+_OF_BODIES = frozenset({"content-type", "accept-encoding"})
+_NO_CREDIT = frozenset({"insufficient_quota", "billing_hard_limit_reached"})
+_OURS = _NO_CREDIT | {
+    "invalid_api_key", "authentication_error", "invalid_authentication", "permission_error", "permission_denied",
+    "account_deactivated", "organization_deactivated", "unauthorized", "invalid_organization", "invalid_project",
+}  # fmt: skip
+_LOOKS_SECRET = re.compile(r"\b(sk|rk|ek|org|proj)[-_][A-Za-z0-9*_-]{6,}|api key", re.IGNORECASE)
 _RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 
 
@@ -112,12 +123,56 @@ class ProviderClient:
         self._level = logging.DEBUG if quiet else logging.WARNING
         self._proxy = _proxy_for(self.base_url)
         self._session: aiohttp.ClientSession | None = None
+        self._sockets: aiohttp.ClientSession | None = None  # apart: they last for an hour, and calls must find room
 
     async def aclose(self) -> None:
         """Close every connection."""
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        for session in (self._session, self._sockets):
+            if session is not None:
+                await session.close()
+        self._session = self._sockets = None
+
+    async def open_socket(self, path: str, query: Mapping[str, str], *, model: str = "") -> "ProviderSocket":
+        """A WebSocket at `path`. It is asked for once.
+
+        Raises:
+            RouteurError: of the upstream kinds, or ModelNotFound.
+        """
+        if self._sockets is None:
+            self._sockets = self._new_session()
+        headers = {name: value for name, value in self._headers.items() if name not in _OF_BODIES}
+        try:
+            async with asyncio.timeout(min(self.deadlines.connect + self.deadlines.first_byte, _SOCKET_OPENS)):
+                socket = await self._sockets.ws_connect(
+                    self.base_url + path,
+                    params=query,
+                    headers=headers,
+                    proxy=self._proxy,
+                    heartbeat=_HEARTBEAT,
+                    max_msg_size=MAX_LINE_BYTES * 4,
+                    timeout=aiohttp.ClientWSTimeout(ws_close=_SOCKET_CLOSES),
+                )
+        except aiohttp.WSServerHandshakeError as error:
+            raise self._failure(error.status, b"", error.headers or {}, model) from error
+        except TimeoutError as error:
+            raise UpstreamTimeout(f"The provider '{self.name}' did not open a socket in time.") from error
+        except (aiohttp.ClientError, ConnectionError) as error:
+            raise self._broken(error) from error
+        return ProviderSocket(self, socket)
+
+    def is_about_us(self, code: str, said: str) -> bool:
+        """True when a provider's words are about our account or key, which are nobody's business."""
+        key = self._headers.get("authorization", "").removeprefix("Bearer ")
+        return code in _OURS or bool(key and key in said) or bool(_LOOKS_SECRET.search(said))
+
+    def refused_us(self, code: str, said: str) -> RouteurError:
+        """The failure for such words; they go to the log."""
+        body = orjson.dumps({"error": {"code": code, "message": said}})
+        return self._failure(429 if code in _NO_CREDIT else 401, body, {}, "")
+
+    def broken(self, error: Exception) -> UpstreamFailure | UpstreamTimeout:
+        """The failure of a connection; what broke it goes to the log."""
+        return self._broken(error)
 
     async def get_json(self, path: str, *, within: float) -> Any:
         """The JSON at `path`, asked for once.
@@ -330,13 +385,16 @@ class ProviderClient:
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=self._max_connections, ttl_dns_cache=60, keepalive_timeout=30),
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=self.deadlines.connect),
-                auto_decompress=False,
-                cookie_jar=aiohttp.DummyCookieJar(),
-            )
+            self._session = self._new_session()
         return self._session
+
+    def _new_session(self) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=self._max_connections, ttl_dns_cache=60, keepalive_timeout=30),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=self.deadlines.connect),
+            auto_decompress=False,
+            cookie_jar=aiohttp.DummyCookieJar(),
+        )
 
     # -- what went wrong --
 
@@ -385,6 +443,57 @@ def _form_data(form: Form) -> tuple[aiohttp.FormData, Mapping[str, str]]:
     file = form.file
     data.add_field("file", io.BytesIO(file.content), filename=file.name, content_type=file.content_type)
     return data, {}
+
+
+class ProviderSocket:
+    """A WebSocket of text frames. One reader; `aclose` it whatever happens."""
+
+    def __init__(self, client: ProviderClient, socket: aiohttp.ClientWebSocketResponse) -> None:
+        self.client = client
+        self._socket = socket
+
+    @property
+    def close_code(self) -> int | None:
+        """With which it was closed; None: it is open."""
+        return self._socket.close_code
+
+    async def send(self, text: str) -> None:
+        """One frame; waits while the provider does not read.
+
+        Raises:
+            UpstreamTimeout: for too long.
+            UpstreamFailure: the connection broke.
+        """
+        try:
+            async with asyncio.timeout(self.client.deadlines.idle):
+                await self._socket.send_str(text)
+        except TimeoutError as error:
+            raise UpstreamTimeout(f"The provider '{self.client.name}' does not read what is sent.") from error
+        except (aiohttp.ClientError, ConnectionError) as error:
+            raise self.client.broken(error) from error
+
+    async def receive(self) -> str | None:
+        """The next frame; None: the provider has closed.
+
+        Raises:
+            UpstreamFailure: the connection broke, or it was no text.
+        """
+        message = await self._socket.receive()
+        if message.type is aiohttp.WSMsgType.TEXT:
+            text: str = message.data
+            return text
+        if message.type is aiohttp.WSMsgType.BINARY:
+            raise self.client.unreadable("a binary frame in a Realtime socket")
+        if message.type is aiohttp.WSMsgType.ERROR:
+            broken = self._socket.exception()
+            raise self.client.broken(broken if isinstance(broken, Exception) else ConnectionError("the socket broke"))
+        return None
+
+    async def aclose(self) -> None:
+        """Close it; the other side has half a second to agree."""
+        with suppress(aiohttp.ClientError, ConnectionError, TimeoutError):
+            async with asyncio.timeout(_SOCKET_CLOSES + 0.2):
+                await self._socket.close()
 
 
 class ByteStream:

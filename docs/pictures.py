@@ -46,6 +46,7 @@ def main() -> None:
         listed = subprocess.run(
             [ROUTEUR, "runs", "list"], capture_output=True, text=True, check=True, cwd=folder, env=environment
         ).stdout
+        transcribe(folder, environment)
     run = "\n".join(line for line in re.split(r"[\r\n]+", run) if "in the queue" not in line)  # a spinner's many steps
     said = f'$ routeur run react --follow "What is 6 times 7?"\n{run}\n$ routeur runs list\n{listed}'
     draw(said, "a run in the background", HERE / "images" / "run.svg")
@@ -54,6 +55,21 @@ def main() -> None:
     question = '{"message": "What is 6 times 7?", "agent": "react"}'
     asked = f"$ curl -N .../completion/stream -d '{question}'\n"
     draw(asked + short.strip(), "a streamed answer (ids and times left out)", HERE / "images" / "stream.svg")
+
+
+def transcribe(folder: str, environment: dict[str, str]) -> None:
+    """A memo, spoken by flite, from the terminal."""
+    memo = (
+        "The weather is very nice today and we will go to the park. My brother lives in a small house near the river."
+    )
+    subprocess.run(["flite", "-voice", "rms", "-t", memo, "-o", "memo.wav"], check=True, cwd=folder)
+    plain = {**environment, "TTY_INTERACTIVE": "0"}  # the bar as it stands at the end
+    done = subprocess.run(
+        [ROUTEUR, "transcribe", "memo.wav", "--format", "srt"],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True, cwd=folder, env=plain,
+    )  # fmt: skip
+    said = f"$ routeur transcribe memo.wav --format srt\n{done.stdout.strip()}"
+    draw(said, "a recording, from the terminal", HERE / "images" / "transcribe.svg")
 
 
 def read_welcome(server: subprocess.Popen[str]) -> str:

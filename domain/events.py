@@ -85,11 +85,15 @@ class ApprovalRequested(_Event):
 
 
 class UsageReported(_Event):
-    """What one model call cost. `usage` None: the provider did not say (unmeasured, not zero)."""
+    """What one model call cost. `usage` None: the provider did not say (unmeasured, not zero).
+
+    `cost_pico`: of a call that is charged by something else than tokens. It is kept with the run and not told.
+    """
 
     kind: Literal["usage.reported"] = "usage.reported"
     model: str
     usage: Usage | None
+    cost_pico: int | None = Field(None, exclude=True)
 
 
 class RunWaiting(_Event):

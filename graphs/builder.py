@@ -6,6 +6,7 @@ from types import MappingProxyType
 from typing import Any, TypeAlias
 
 from langchain_core.language_models.chat_models import BaseChatModel
+from langchain_core.outputs import ChatResult
 from langchain_core.tools import BaseTool
 from langgraph.graph.state import CompiledStateGraph, StateGraph
 
@@ -34,6 +35,17 @@ class GraphContext:
     def system_prompt(self) -> str:
         """`prompts/system.md`, or nothing."""
         return self.prompts.get("system", "").strip()
+
+
+class NoChatModel(BaseChatModel):
+    """In the place of the model, for agents of the house that ask none."""
+
+    @property
+    def _llm_type(self) -> str:
+        return "none"
+
+    def _generate(self, *args: Any, **kwargs: Any) -> ChatResult:
+        raise NotImplementedError("this agent has no chat model")
 
 
 #: A graph over a state that has `messages`. Leave it uncompiled where you can: the house compiles it with its memory.

@@ -25,7 +25,7 @@ from pydantic import ValidationError
 import graphs
 from domain.agents import AGENT_ID_PATTERN, AgentSpec
 from domain.enums import SessionKind
-from domain.errors import AgentNotFound, Unavailable
+from domain.errors import AgentNotFound, InvalidRequest, Unavailable
 from domain.models import AgentInfo
 from graphs.builder import AgentGraph, GraphBuilder, GraphContext
 from services.plugin_modules import load_from_folder
@@ -44,13 +44,17 @@ class BrokenAgent(Exception):
 
 @dataclass(frozen=True, slots=True)
 class RegisteredAgent:
-    """One agent. Without a builder it cannot be called, and `reason` says why."""
+    """One agent. Without a builder it cannot be called, and `reason` says why.
+
+    `door`: of an agent of the house that is no partner in talk, how it is asked instead. It has no chat model.
+    """
 
     id: str
     spec: AgentSpec
     builder: GraphBuilder | None
     prompts: Mapping[str, str] = field(default_factory=dict)
     reason: str | None = None
+    door: str | None = None
 
 
 class AgentRegistry:
@@ -69,6 +73,7 @@ class AgentRegistry:
         *,
         spec: AgentSpec | None = None,
         prompts: Mapping[str, str] | None = None,
+        door: str | None = None,
     ) -> None:
         """Add an agent, or replace the one of that id.
 
@@ -77,6 +82,7 @@ class AgentRegistry:
             builder: takes a `GraphContext`, or just the chat model when its parameter is called `llm` (or is annotated
                 as a BaseChatModel); gives back a graph, compiled or not.
             description: shown in lists; `spec.description` where a spec is given and this is empty.
+            door: how it is asked, when not with messages; it is in no list then, and nobody chats with it.
 
         Raises:
             ValueError: `key` is no agent id, or a tool of `spec` does not exist.
@@ -90,7 +96,11 @@ class AgentRegistry:
             self._tools.check(spec.tools)
         except UnknownTool as error:
             raise ValueError(str(error)) from error
-        self._agents[str(key)] = RegisteredAgent(str(key), spec, _takes_context(builder), dict(prompts or {}))
+        if door is not None and key in self._agents:
+            logger.warning("an agent has a name that the house needs; it cannot be called", extra={"agent": key})
+        self._agents[str(key)] = RegisteredAgent(
+            str(key), spec, _takes_context(builder), dict(prompts or {}), door=door
+        )
 
     def get(self, key: str) -> RegisteredAgent:
         """The agent of that id, ready to be built.
@@ -105,6 +115,20 @@ class AgentRegistry:
         reason = self._why_not(agent)
         if reason is not None:
             raise Unavailable(f"The agent '{key}' cannot be used: {reason}", code="agent_unavailable", param="agent")
+        return agent
+
+    def get_partner(self, key: str) -> RegisteredAgent:
+        """The agent of that id, to be talked with.
+
+        Raises:
+            AgentNotFound, Unavailable: as `get`.
+            InvalidRequest: it is not asked with messages.
+        """
+        agent = self.get(key)
+        if agent.door is not None:
+            raise InvalidRequest(
+                f"The agent '{key}' is not asked with messages: {agent.door}", code="agent_not_for_chat", param="agent"
+            )
         return agent
 
     async def settle(self, key: str) -> None:
@@ -174,8 +198,8 @@ class AgentRegistry:
             ) from error
 
     def list_agents(self) -> list[AgentInfo]:
-        """Every agent, by id; the broken ones with their reason."""
-        return [self._info(agent) for _, agent in sorted(self._agents.items())]
+        """Every agent that can be talked with, by id; the broken ones with their reason."""
+        return [self._info(agent) for _, agent in sorted(self._agents.items()) if agent.door is None]
 
     def info(self, key: str) -> AgentInfo:
         """One agent, broken or not.

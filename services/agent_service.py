@@ -35,6 +35,7 @@ from domain.models import CompletionRequest, CompletionResult
 from domain.ports import RecordStore
 from domain.runs import Run, RunBegun
 from domain.sessions import RawMessage, Session
+from graphs.builder import NoChatModel
 from graphs.checkpointing import FIRST_INDEX, RUN_ID, Checkpoints, remembers_more
 from services.agent_memory import all_texts, past_of, recall
 from services.agent_messages import from_records, new_message_id, question_of, to_langchain, to_record
@@ -348,7 +349,7 @@ class AgentService:
         return from_records(await self.stored(begun.session_id, after, begun.first_index), answers)
 
     def _agent(self, key: str, caller: Principal) -> RegisteredAgent:
-        agent = self._registry.get(key)
+        agent = self._registry.get_partner(key)
         if caller.allowed_agents and agent.id not in caller.allowed_agents:
             raise Forbidden(f"This key may not use the agent '{agent.id}'.", code="agent_not_allowed", param="agent")
         return agent
@@ -373,7 +374,9 @@ class AgentService:
     async def _build(self, key: _Key, agent: RegisteredAgent, asked: ModelParameters) -> _Compiled:
         self.compiled += 1
         self._forget_older(key)
-        llm = self._llm.get_llm(key[2], parameters=agent.spec.parameters.merged(asked))
+        llm: BaseChatModel = NoChatModel()
+        if agent.door is None:
+            llm = self._llm.get_llm(key[2], parameters=agent.spec.parameters.merged(asked))
         durable = key[-1]
         graph = await self._compile(agent, llm, await self._checkpoints.saver() if durable else None)
         keeps = agent.spec.memory.kind == "session" and remembers_more(graph)

@@ -216,6 +216,10 @@ class RunStream:
             self._finish = FinishReason(finish_reason)
         self._report(model, usage)
 
+    def charged(self, model: str, usage: Usage | None, cost_pico: int | None) -> None:
+        """A call of a model that does not chat is over; `cost_pico` where its price is not by tokens."""
+        self._report(model, usage, cost_pico)
+
     def draft(self) -> str:
         """What has arrived of the message that is being written."""
         return "".join(map(self.story.text_of, self._laws.open_texts))
@@ -548,8 +552,8 @@ class RunStream:
 
     # -- keeping the book --
 
-    def _report(self, model: str, usage: Usage | None) -> None:
-        reported = UsageReported(model=model, usage=usage)
+    def _report(self, model: str, usage: Usage | None, cost_pico: int | None = None) -> None:
+        reported = UsageReported(model=model, usage=usage, cost_pico=cost_pico)
         self.calls.append(reported)
         self._add_up(usage)
         if not self._laws.ended:

@@ -2,10 +2,10 @@
 
 import asyncio
 import resource
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -48,6 +48,8 @@ class Background:
     runs: BackgroundService
     schedules: ScheduleService
     webhooks: WebhookService
+    #: What else is done for ever while this process is at work.
+    chores: list[Callable[[], Coroutine[Any, Any, None]]] = field(default_factory=list)
 
     @asynccontextmanager
     async def at_work(self, *, takes: bool = True) -> AsyncIterator["Background"]:
@@ -60,6 +62,7 @@ class Background:
         loop = asyncio.get_running_loop()
         loop.set_default_executor(ThreadPoolExecutor(_THREADS, thread_name_prefix="work"))
         jobs: list[Any] = [self.worker.watch(), self.schedules.watch(), self.webhooks.watch(), self.runs.measure()]
+        jobs += [chore() for chore in self.chores]
         if takes and settings.concurrency:
             jobs.append(self.queue.work(self.worker))
         async with loop_guard(settings.loop_block_limit, stop_the_agent, self.metrics):
@@ -132,6 +135,7 @@ async def open_background(
             metrics.recovered(len(found.requeued), len(found.lost), len(found.cancelled))
             for run_id in [*found.lost, *found.cancelled]:
                 events.poke(run_id)
+                await worker.on_over(run_id)
 
         worker.on_room, worker.on_queued, recorder.on_recovered = queue.nudge, queued, recovered
         guard = WebhookGuard(settings.runs.webhook_networks)

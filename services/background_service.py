@@ -96,7 +96,7 @@ class BackgroundService:
             RateLimited: too many in the queue.
             Unavailable: the server is stopping, or the run cannot be written down.
         """
-        known = await self._known(run_id, caller)
+        known = await self.known(run_id, caller)
         if known is not None:
             return known
         new = await self.prepare(agent_id, request, caller, run_id=run_id, response=response, instructions=instructions)
@@ -106,6 +106,26 @@ class BackgroundService:
     async def submit_prepared(self, new: Submission, also: Also) -> bool:
         """Write a prepared run down together with something else, or neither."""
         return await self._queue.submit(new, also)
+
+    async def submit_made(self, new: Submission) -> RunAccepted:
+        """Write down a run that is not asked with messages. Raises as `submit`."""
+        new.max_queued = self._settings.queued_per_user
+        await self._queue.submit(new)
+        return _accepted(new)
+
+    async def check_room(self, webhook: str | None = None) -> None:
+        """Whether a run may be written down now. No output.
+
+        Raises:
+            Unavailable: the server is stopping.
+            RateLimited: too many in the queue.
+            InvalidRequest: the webhook's address is not one we call.
+        """
+        if self._worker.draining:
+            raise Unavailable("The server is stopping; try again.", code="draining", retry_after=2)
+        await self._look_at_the_queue()
+        if webhook is not None:
+            self._webhooks.check(webhook)
 
     async def prepare(
         self,
@@ -123,9 +143,7 @@ class BackgroundService:
         Args:
             again: whose messages are asked once more, in place of the request's.
         """
-        if self._worker.draining:
-            raise Unavailable("The server is stopping; try again.", code="draining", retry_after=2)
-        await self._look_at_the_queue()
+        await self.check_room()
         resolved = await self._agents.resolve(agent_id, request.model, request.session_id, caller)
         if request.webhook is not None:
             self._webhooks.check(request.webhook)
@@ -177,6 +195,7 @@ class BackgroundService:
             self._signals.tell("cancel", [run_id])
         elif status is RunStatus.CANCELLED:
             self._events.poke(run_id)
+            await self._worker.on_over(run_id)
         return RunState(run_id=run_id, status=status)
 
     async def approve(self, run_id: str, answer: ApprovalAnswer, caller: Principal) -> RunState:
@@ -210,7 +229,7 @@ class BackgroundService:
             NotFound: the caller has no such run.
             Conflict: it is no dead letter, or has been sent again; or its session is busy.
         """
-        known = await self._known(new_id, caller)
+        known = await self.known(new_id, caller)
         if known is not None:
             return known
         run = await self._owned(run_id, caller)
@@ -262,6 +281,11 @@ class BackgroundService:
             runs=[RunInfo.of(run) for run in runs],
         )
 
+    async def standing(self, run_id: str) -> RunStatus | None:
+        """Where anybody's run stands; None: there is no such run."""
+        found = await self._backlog.standing(run_id)
+        return None if found is None else found[0]
+
     async def measure(self) -> None:
         """Tell the metrics how deep the queue is, for ever: whoever scales workers wants to know."""
         while True:
@@ -279,7 +303,7 @@ class BackgroundService:
         async with self._store.reading() as work:
             return await work.raw_messages.find_by_session_id(run.session_id or "", after=first - 1, limit=count)
 
-    async def _known(self, run_id: str | None, caller: Principal) -> RunAccepted | None:
+    async def known(self, run_id: str | None, caller: Principal) -> RunAccepted | None:
         """The caller's run of that id: a process that died wrote it down, and could not say so any more."""
         if run_id is None:
             return None

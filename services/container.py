@@ -24,6 +24,7 @@ from services.llm_service import LLMService, open_llm_service
 from services.mcp_servers import open_mcp_servers
 from services.open_runs import OpenRuns
 from services.realtime.voice.opening import open_voice
+from services.realtime_calls import RealtimeCalls
 from services.realtime_service import RealtimeService
 from services.response_service import ResponseService
 from services.retention_service import RetentionService
@@ -33,6 +34,7 @@ from services.run_service import RunService
 from services.session_service import SessionService
 from services.speech_service import SpeechService
 from services.tool_registry import ToolRegistry
+from services.transcription_jobs import TranscriptionJobs
 from services.transcription_service import TranscriptionService, open_transcription
 from services.user_service import UserService
 
@@ -53,8 +55,9 @@ class Services:
     agents: AgentService
     direct: DirectService
     embeddings: EmbeddingService
-    speech: SpeechService
     transcription: TranscriptionService
+    transcription_jobs: TranscriptionJobs
+    speech: SpeechService
     records: RecordStore
     recorder: RunRecorder
     sessions: SessionService
@@ -65,6 +68,7 @@ class Services:
     retention: RetentionService
     events: RunEvents
     realtime: RealtimeService
+    calls: RealtimeCalls
     #: None: the store that SESSION_STORE_URL names keeps no queue.
     background: Background | None
 
@@ -135,7 +139,25 @@ async def open_services(
                     ring.secret,
                 )
             )  # fmt: skip
+        jobs = TranscriptionJobs(transcription, records, background, settings)
+        jobs.install(registry)
+        await jobs.sweep()
         auth = AuthService(database, settings, hasher, ring)
+        realtime = RealtimeService(
+            settings.realtime,
+            database,
+            metrics,
+            auth=auth,
+            secrets=ClientSecretService(database, ring),
+            agents=agents,
+            direct=direct,
+            sessions=sessions,
+            registry=registry,
+            recorder=recorder,
+            voice=voice,
+        )
+        calls = RealtimeCalls(realtime)
+        stack.push_async_callback(calls.aclose)
         yield Services(
             settings=settings,
             database=database,
@@ -149,8 +171,9 @@ async def open_services(
             agents=agents,
             direct=direct,
             embeddings=EmbeddingService(llm, records, metrics, settings.agents.max_concurrent_runs),
-            speech=speech,
             transcription=transcription,
+            transcription_jobs=jobs,
+            speech=speech,
             records=records,
             recorder=recorder,
             sessions=sessions,
@@ -167,17 +190,7 @@ async def open_services(
                 None if background is None else database.backlog,
             ),
             events=events,
-            realtime=RealtimeService(
-                settings.realtime,
-                database,
-                metrics,
-                auth=auth,
-                secrets=ClientSecretService(database, ring),
-                agents=agents,
-                direct=direct,
-                sessions=sessions,
-                registry=registry,
-                voice=voice,
-            ),
+            realtime=realtime,
+            calls=calls,
             background=background,
         )

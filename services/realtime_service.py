@@ -13,6 +13,7 @@ from typing import Any
 from uuid_utils import uuid7
 
 from config.realtime_settings import RealtimeSettings
+from config.routing_settings import POOL
 from core.database.engine import Database
 from core.metrics import Metrics
 from core.security import SecretClaims
@@ -22,17 +23,21 @@ from domain.sessions import NewSession
 from domain.targets import target_of
 from services.agent_messages import from_records
 from services.agent_registry import AgentRegistry
-from services.agent_service import AgentService
+from services.agent_service import AgentService, Resolved
 from services.auth_service import AuthService
 from services.client_secret_service import ClientSecretService
 from services.direct_service import AGENT as DIRECT
 from services.direct_service import DirectService
+from services.llm_providers.base import BaseProvider
 from services.realtime.answers import Answers
-from services.realtime.conversation import Ending, RealtimeConversation, Terms
+from services.realtime.conversation import Conversation, Ending, RealtimeConversation, Terms
 from services.realtime.outbox import Outbox
+from services.realtime.relay import RelayConversation
+from services.realtime.relay_book import RelayTerms
 from services.realtime.schemas import SessionParameters, checked
 from services.realtime.seams import VoiceSeams
 from services.realtime.session_config import SessionConfig
+from services.run_recorder import RunRecorder
 from services.session_service import SessionService
 from services.wire_messages import WireMessage, to_wire
 
@@ -40,6 +45,7 @@ logger = logging.getLogger(__name__)
 
 _TICK = 1.0  # seconds between looks at open sessions: how long a revoked credential may still talk
 _EXPIRED = "session_expired"
+_REALTIME = "realtime"  # in the names of models that speak the protocol themselves
 
 SHUTDOWN = Ending(1012, "The server is restarting.")
 
@@ -56,19 +62,20 @@ class Ticket:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """The session that is wanted: `model` as in the address, and the stored one that is to go on.
+    """The session that is wanted: `model` as in the address, the stored one that is to go on, and how it is set up.
 
     `transcribes`: nobody answers in it, and nothing of it is stored.
     """
 
     model: str | None = None
     session_id: str | None = None
+    session: SessionParameters | None = None
     transcribes: bool = False
 
 
 @dataclass(slots=True, eq=False)
 class _Open:
-    conversation: RealtimeConversation
+    conversation: Conversation
     ticket: Ticket
     begun: float
     epoch: int
@@ -89,6 +96,7 @@ class RealtimeService:
         direct: DirectService,
         sessions: SessionService,
         registry: AgentRegistry,
+        recorder: RunRecorder,
         voice: VoiceSeams | None = None,
     ) -> None:
         self.settings = settings
@@ -101,6 +109,7 @@ class RealtimeService:
         self._direct = direct
         self._sessions = sessions
         self._registry = registry
+        self._recorder = recorder
         self._open: set[_Open] = set()
         self._of_user: Counter[str] = Counter()
 
@@ -133,7 +142,10 @@ class RealtimeService:
         """
         model = session.model or self._default_model()
         target = target_of(model)
-        await self._agents.resolve(target.agent or DIRECT, target.model, None, caller)
+        resolved = await self._agents.resolve(target.agent or DIRECT, target.model, None, caller)
+        if target.agent is None and self._relayed(resolved.model) is not None:  # what it can do, its provider says
+            set_up = session.model_dump(exclude_unset=True)
+            return {**set_up, "type": "realtime", "object": "realtime.session", "id": "sess_new", "model": model}
         config = SessionConfig("sess_new", model, target, self.voice)
         config.update(session)
         return config.shown()
@@ -141,7 +153,7 @@ class RealtimeService:
     @asynccontextmanager
     async def session(
         self, wanted: Wanted, ticket: Ticket, describe: Callable[[RouteurError], dict[str, Any]]
-    ) -> AsyncIterator[RealtimeConversation]:
+    ) -> AsyncIterator[Conversation]:
         """A conversation, until the context ends; whatever goes on in it then is stopped and kept.
 
         Args:
@@ -223,13 +235,15 @@ class RealtimeService:
 
     async def _conversation(
         self, wanted: Wanted, ticket: Ticket, describe: Callable[[RouteurError], dict[str, Any]]
-    ) -> RealtimeConversation:
+    ) -> Conversation:
         caller = ticket.caller
         if wanted.transcribes:
             return self._transcribing(ticket, describe)
         model, given = await self._model_of(wanted, ticket)
         target = target_of(model)
         resolved = await self._agents.resolve(target.agent or DIRECT, target.model, wanted.session_id, caller)
+        if target.agent is None and (provider := self._relayed(resolved.model)) is not None:
+            return await self._relay(provider, resolved, wanted, given, caller, describe)
         calls: set[str] | None = None
         session_id = wanted.session_id
         if session_id is None:
@@ -241,8 +255,8 @@ class RealtimeService:
             return await self._history(session_id)
 
         config = SessionConfig(session_id, model, target, self.voice)
-        if given is not None:
-            config.update(given)
+        for one in given:
+            config.update(one)
         config.expires(min(time.time() + self.settings.total_seconds, ticket.expires_at))
         answers = Answers(target, caller, self._agents, self._direct)
 
@@ -267,23 +281,57 @@ class RealtimeService:
         terms = Terms(ticket.caller, answers, history, describe, self.voice)
         return RealtimeConversation(config, terms, Outbox(self.settings.outbox_kb * 1_000))
 
-    async def _model_of(self, wanted: Wanted, ticket: Ticket) -> tuple[str, SessionParameters | None]:
-        """Who is to answer, and how the session is set up when a client secret says so."""
-        given = None
+    async def _model_of(self, wanted: Wanted, ticket: Ticket) -> tuple[str, list[SessionParameters]]:
+        """Who is to answer, and how the session is set up: as the client secret says, then as the caller does."""
+        given = []
+        model = wanted.model
         if ticket.secret is not None:
-            given = checked(SessionParameters, ticket.secret.session)
-            if wanted.model is not None and wanted.model != given.model:
+            secret = checked(SessionParameters, ticket.secret.session)
+            given.append(secret)
+            if model is not None and model != secret.model:
                 raise InvalidRequest("The client secret is for another model.", code="invalid_value", param="model")
-            return given.model or self._default_model(), given
-        if wanted.model is not None:
-            return wanted.model, None
-        if wanted.session_id is not None:
+            model = secret.model or self._default_model()
+        if wanted.session is not None:
+            given.append(wanted.session)
+            if wanted.session.model is not None and model not in (None, wanted.session.model):
+                raise InvalidRequest("Two models are named.", code="invalid_value", param="session.model")
+            model = model or wanted.session.model
+        if model is None and wanted.session_id is not None:
             session = await self._sessions.get_session(wanted.session_id, ticket.caller)
-            if session.agent != DIRECT:
-                return f"agent/{session.agent}", None
-            if session.model is not None:
-                return session.model, None
-        return self._default_model(), None
+            model = session.model if session.agent == DIRECT else f"agent/{session.agent}"
+        return model or self._default_model(), given
+
+    def _relayed(self, model: str) -> BaseProvider | None:
+        """The provider of a model that speaks the protocol itself; None: we speak for it."""
+        if model.startswith(f"{POOL}/"):
+            return None
+        provider, name = self._direct.llm.provider_of(model)
+        speaks = _REALTIME in name.lower() or model in self.settings.relay_models
+        return provider if speaks and provider.realtime_path is not None else None
+
+    async def _relay(
+        self,
+        provider: BaseProvider,
+        resolved: Resolved,
+        wanted: Wanted,
+        given: Sequence[SessionParameters],
+        caller: Principal,
+        describe: Callable[[RouteurError], dict[str, Any]],
+    ) -> RelayConversation:
+        """A session whose provider has accepted it; then only is it stored."""
+        socket = await provider.realtime(resolved.model.partition("/")[2])
+        try:
+            session_id, earlier = wanted.session_id, []
+            if session_id is None:
+                session_id = (await self._sessions.create(NewSession(agent=resolved.agent.id), caller)).session_id
+            else:
+                earlier = await self._history(session_id)
+            terms = RelayTerms(caller, resolved.model, session_id, self._recorder, self._direct.runs, describe)
+            outbox = Outbox(self.settings.outbox_kb * 1_000)
+            return await RelayConversation.opened(terms, socket, outbox, earlier, given)
+        except BaseException:
+            await socket.aclose()
+            raise
 
     async def _history(self, session_id: str) -> list[WireMessage]:
         """What the stored session holds, as messages of chat completions with their ids."""

@@ -376,7 +376,7 @@ async def open_recorder(
 
 def costs_of(calls: Iterable[UsageReported]) -> list[CallCost]:
     """Model calls as they are written down; their prices follow."""
-    return [CallCost(clean_text(call.model)[:_MODEL_CHARS], call.usage, None) for call in calls]
+    return [CallCost(clean_text(call.model)[:_MODEL_CHARS], call.usage, call.cost_pico) for call in calls]
 
 
 def never_ran(start: Started, session_id: str, status: RunStatus, code: str, message: str) -> RunEnd:

@@ -92,6 +92,8 @@ class RunWorker:
         #: Called when there is room again, and when a run is back in the queue: (run, from when on).
         self.on_room: Callable[[], None] = lambda: None
         self.on_queued: Callable[[Run, datetime], Awaitable[None]] = _nobody
+        #: Called with the id of a run that has ended, however and wherever; perhaps more than once.
+        self.on_over: Callable[[str], Awaitable[None]] = _no_more
         recorder.also_alive = lambda: self._live
 
     # -- taking --
@@ -214,6 +216,7 @@ class RunWorker:
             live.pending = []
         paused = stream.paused
         if paused is None and not stream.gone:
+            await self.on_over(live.run.id)
             await self._forget(live.run.id)
         elif paused is not None and paused.why in ("drain", "retry"):
             at = datetime.now(UTC) if paused.why == "drain" else self.retry_at(live.run)
@@ -228,6 +231,7 @@ class RunWorker:
         with suppress(RouteurError):
             await self.recorder.end(end)
             self._events.poke(run.id)
+            await self.on_over(run.id)
             await self._forget(run.id)
 
     async def _put_back(self, live: _Live) -> None:
@@ -463,3 +467,7 @@ async def insist(write: Callable[[], Awaitable[bool]], hurry: Callable[[], bool]
 
 async def _nobody(run: Run, at: datetime) -> None:
     """Nobody waits for runs that are back in the queue."""
+
+
+async def _no_more(run_id: str) -> None:
+    """Nobody keeps anything for runs."""

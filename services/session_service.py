@@ -3,7 +3,7 @@
 What happens in a run is written by `run_recorder.py`; here is everything else that is done with a conversation.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -129,11 +129,20 @@ class SessionService:
             await work.sessions.create_session(session)
         return SessionInfo.of(session)
 
-    async def of_chat(self, chat_id: str, agent: str, caller: Principal, question: str = "") -> str:
+    async def of_chat(
+        self,
+        chat_id: str,
+        agent: str,
+        caller: Principal,
+        question: str = "",
+        *,
+        first: Callable[[], Awaitable[object]] | None = None,
+    ) -> str:
         """The caller's session for a chat that their client counts by ids of its own; made when it is new.
 
         Args:
             question: the title of a new one.
+            first: awaited before a new one is made; what it raises is raised.
 
         Raises:
             AgentNotFound, Forbidden: as `create`.
@@ -142,6 +151,8 @@ class SessionService:
         async with self._store.reading() as work:
             if await work.sessions.owned(session_id, caller.user_id) is not None:
                 return session_id
+        if first is not None:
+            await first()
         try:
             title = one_line(question.strip(), _QUESTION_CHARS)[:_TITLE_CHARS]
             await self.create(NewSession(agent=agent, title=title), caller, session_id=session_id)

@@ -21,7 +21,7 @@ from services.run_recorder import Book, Told
 
 AGENT = "transcription"
 #: Failures of calls that their provider had taken: it may have counted them, and nobody will ever say how much.
-_MAY_HAVE_COST = frozenset({"timeout", "upstream_unreadable", "upstream_broken", "upstream_cut"})
+MAY_HAVE_COST = frozenset({"timeout", "upstream_unreadable", "upstream_broken", "upstream_cut"})
 
 Piece = str | Segment
 
@@ -216,7 +216,7 @@ class TranscriptionRun:
             try:
                 part = await self._service.transcribe_span(self.plan, index)
             except RouteurError as error:
-                if error.code not in _MAY_HAVE_COST:
+                if error.code not in MAY_HAVE_COST:
                     self._asked.discard(index)
                 raise
             self._note(index, part.usage)

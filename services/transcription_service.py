@@ -14,12 +14,13 @@ from pathlib import Path
 
 from config.routing_settings import POOL
 from config.settings import Settings
-from core.audio.decoding import decode
+from core.audio.decoding import decode, probe
 from core.audio.limits import AudioLimits
 from core.audio.silences import split
 from core.audio.spool import Spool, sweep
 from core.audio.threads import AudioThreads
 from domain.audio import (
+    AudioInfo,
     AudioSpan,
     AudioUpload,
     DecodedAudio,
@@ -31,7 +32,7 @@ from domain.audio import (
 )
 from domain.auth import Principal
 from domain.enums import SessionKind
-from domain.errors import Forbidden, InvalidRequest, RouteurError, Unavailable, UpstreamTimeout
+from domain.errors import Forbidden, InvalidRequest, RouteurError, TooLarge, Unavailable, UpstreamTimeout
 from domain.ports import RecordStore
 from domain.usage import to_pico
 from services.llm_service import LLMService, ResolvedModel
@@ -129,6 +130,7 @@ class TranscriptionService:
         try:
             async with asyncio.timeout(limit) as clock:
                 audio = await self.decode(request.upload, request.folder / "sound.pcm")
+                self._check_length(audio)
                 plan = await self.plan(audio, replace(request.options, model=model.id))
         except TimeoutError as error:
             if not clock.expired():
@@ -169,6 +171,23 @@ class TranscriptionService:
         self._transcriber(model).check(model.name, options)
         return model
 
+    async def look(self, upload: AudioUpload) -> AudioInfo:
+        """What a file says that it is, without decoding it.
+
+        Raises:
+            InvalidRequest, UnsupportedMedia, TooLarge, Unavailable: it is no sound that we take, as far as one can see.
+        """
+        try:
+            info = await self.threads.run(probe, upload.path)
+        except InvalidRequest as error:
+            error.param = error.param or "file"
+            raise
+        if info.seconds is not None and info.seconds > self._limits.max_seconds:
+            raise TooLarge(
+                f"The sound is longer than {self._limits.max_seconds:g} s.", code="audio_too_long", param="file"
+            )
+        return info
+
     async def decode(self, upload: AudioUpload, target: Path) -> DecodedAudio:
         """The upload's sound, as a file `target`.
 
@@ -181,11 +200,14 @@ class TranscriptionService:
             error.param = error.param or "file"
             raise
 
-    async def plan(self, audio: DecodedAudio, options: TranscriptionOptions) -> TranscriptionPlan:
+    async def plan(
+        self, audio: DecodedAudio, options: TranscriptionOptions, *, at_most: float | None = None
+    ) -> TranscriptionPlan:
         """In which parts `audio` is to be transcribed: the same each time.
 
         Args:
             options: with a model, as `resolve` gave it.
+            at_most: seconds of one part, where its provider and the settings would take longer ones.
 
         Raises:
             ModelNotFound, InvalidRequest: its model is not here (any more), or cannot do that.
@@ -193,7 +215,8 @@ class TranscriptionService:
         model = await self.llm.resolve(options.model, kind="transcription")
         ears = self._transcriber(model)
         ears.check(model.name, options)
-        bounds = [one for one in (ears.longest(model.name), self.settings.part_seconds) if one is not None]
+        every = (ears.longest(model.name), self.settings.part_seconds, at_most)
+        bounds = [one for one in every if one is not None]
         longest = max(min(bounds, default=audio.seconds), 2 * _SHORTEST)
         spans = [AudioSpan(0, audio.samples)]
         if audio.seconds > longest:
@@ -226,11 +249,25 @@ class TranscriptionService:
         """All parts, in their order, as one."""
         return joined(plan, parts)
 
+    def tells_times(self, model: ResolvedModel) -> bool:
+        """Is it known beforehand whether that model tells times?"""
+        return self._transcriber(model).tells_times
+
     def cost(self, plan: TranscriptionPlan, index: int) -> int | None:
         """Picodollars for listening to one part, where its length is what is charged; None: unknown."""
         rate = self.llm.price_per_minute(plan.model)
         seconds = Decimal(str(round(plan.spans[index].seconds, 3)))
         return None if rate is None else to_pico(rate * seconds / 60)
+
+    def _check_length(self, audio: DecodedAudio) -> None:
+        longest = self.settings.sync_seconds
+        if longest is not None and audio.seconds > longest:
+            raise TooLarge(
+                f"The sound lasts {audio.seconds:.0f} s; longer than {longest:g} s is transcribed in the background: "
+                "POST /transcription with background=true.",
+                code="audio_too_long_to_wait",
+                param="file",
+            )
 
     # -- who listens --
 

@@ -18,7 +18,14 @@ logger = logging.getLogger(__name__)
 
 _RENEW_EVERY = 10.0  # seconds
 #: Tokens are not kept anywhere, also not for a day.
-_NEVER = ("/auth/token", "/auth/revoke", "/auth/logout", "/v1/realtime/client_secrets")
+_NEVER = (
+    "/auth/token",
+    "/auth/revoke",
+    "/auth/logout",
+    "/v1/realtime/client_secrets",
+    "/v1/realtime/calls",
+    "/realtime/offer",
+)
 _NOT_KEPT = (b"date", b"content-length", b"connection", b"transfer-encoding")
 
 

@@ -31,7 +31,6 @@ from domain.auth import Principal, Scope
 from domain.errors import Conflict, InvalidRequest, RouteurError, Unavailable
 from domain.events import Envelope, ReasoningDelta, RunCancelled, TextDelta, ToolStarted
 from services.agent_stream import RunStream
-from services.direct_service import AGENT as DIRECT
 from services.direct_service import DirectRequest, DirectRun
 
 _STREAM_EXAMPLE = (
@@ -52,8 +51,7 @@ async def create_chat_completion(request: Request) -> Response:
     target = target_of(asked.model)
     metadata: dict[str, Any] = dict(asked.metadata or {})
     services = services_of(request)
-    agent = target.agent or DIRECT
-    session_id = await session_of(request, metadata, services.sessions, agent, caller, body["messages"])
+    session_id = await session_of(request, metadata, services, target, caller, body["messages"])
     if target.agent is None:
         return await _ask_model(request, body, asked, session_id, metadata, caller)
     return await _ask_agent(request, body, asked, target, session_id, metadata, caller)

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import orjson
@@ -12,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from api.dependencies import Services
 from api.errors import invalid_request, openai_responses
 from api.streaming.response import ClientLeft
 from domain.agents import SESSION_ID_PATTERN
@@ -19,7 +21,7 @@ from domain.auth import Principal
 from domain.errors import InvalidRequest, UnsupportedMedia
 from domain.targets import Target as Target
 from domain.targets import target_of as target_of
-from services.session_service import SessionService
+from services.direct_service import AGENT as DIRECT
 from services.wire_messages import WireMessage, wire_question, wire_text
 
 Asked = TypeVar("Asked", bound=BaseModel)
@@ -78,18 +80,26 @@ def add_lean_route(
     )
 
 
-async def json_of(request: Request) -> dict[str, Any]:
-    """The body: a JSON object.
+async def json_of(request: Request, *, optional: bool = False) -> dict[str, Any]:
+    """The body: a JSON object. It is read from the wire: nobody may have done so before.
+
+    Args:
+        optional: no body is an empty one.
 
     Raises:
         UnsupportedMedia: it is not said to be JSON.
         ClientLeft: it does not come.
         InvalidRequest: it is none, or is nested too deep to be written again.
     """
-    if "json" not in request.headers.get("content-type", "").lower():
+    typed = "json" in request.headers.get("content-type", "").lower()
+    if not typed and not optional:
+        raise UnsupportedMedia("Send the body as application/json.", code="not_json")
+    raw = await _body_of(request.receive)
+    if optional and not raw:
+        return {}
+    if not typed:
         raise UnsupportedMedia("Send the body as application/json.", code="not_json")
     try:
-        raw = await _body_of(request.receive)
         body = orjson.loads(raw)
         if raw.count(b"[") + raw.count(b"{") > _DEEPEST:
             orjson.dumps(body)
@@ -149,8 +159,8 @@ def bound_session(request: Request, metadata: dict[str, Any]) -> str | None:
 async def session_of(
     request: Request,
     metadata: dict[str, Any],
-    sessions: SessionService,
-    agent: str,
+    services: Services,
+    target: Target,
     caller: Principal,
     messages: Sequence[WireMessage] = (),
 ) -> str | None:
@@ -161,7 +171,7 @@ async def session_of(
 
     Raises:
         InvalidRequest: as `bound_session`.
-        RouteurError: as `SessionService.of_chat`.
+        RouteurError: the target cannot be asked, and so no session is made for it.
     """
     bound = bound_session(request, metadata)
     if bound is not None:
@@ -175,8 +185,10 @@ async def session_of(
                 raise InvalidRequest(f"The chat id in {header} is too long.", param=header)
             if header == OPEN_WEBUI_CHAT and _is_aside(messages):
                 return None
+            agent = target.agent or DIRECT
+            may_be_asked = partial(services.agents.resolve, agent, target.model, None, caller)
             title = wire_question(messages) if messages else ""
-            return await sessions.of_chat(chat, agent, caller, title)
+            return await services.sessions.of_chat(chat, agent, caller, title, first=may_be_asked)
     return None
 
 

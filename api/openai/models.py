@@ -43,7 +43,7 @@ async def get_model(model_id: str, caller: CurrentUser, llm: LLMServiceDep, regi
         if not _may_call(caller, found):
             raise _not_allowed("model")
         return _card(found.id, found.provider)
-    if not _may_use(caller, registry.get(target.agent).id):
+    if not _may_use(caller, registry.get_partner(target.agent).id):
         raise _not_allowed("agent")
     if target.model is not None and not _may(caller, (await llm.get_model(target.model)).id):
         raise _not_allowed("model")

@@ -3,43 +3,33 @@
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import orjson
-from fastapi import APIRouter, Depends, FastAPI, Path, Query, Request
+from fastapi import FastAPI, Request
 from pydantic import ValidationError
 from starlette.responses import Response
 
-from api.dependencies import AllServices, Services, services_of
-from api.errors import invalid_request, openai_responses
-from api.openai.chat import begun, finished, tool_view_of
+from api.dependencies import Services, services_of
+from api.errors import invalid_request
+from api.openai.chat import begun, finished
 from api.openai.door import (
-    Target,
     add_lean_route,
     answer_headers,
-    json_of,
-    session_of,
-    target_of,
-    validated,
 )
-from api.openai.response_items import input_items, messages_of, output_items, tool_choice_of, tools_of
+from api.openai.response_request import Wanted, echo_of, in_their_words, understood
 from api.openai.schemas import (
-    ChatRequest,
-    ConversationRef,
-    DeletedResponse,
-    ItemList,
     ResponseRequest,
 )
-from api.openai.translate import refuse_for_agents, to_command, to_message
-from api.streaming.openai_chunks import ToolView
+from api.openai.stored_responses import followed
+from api.openai.translate import to_command, to_message
 from api.streaming.openai_responses import ResponseStream
 from api.streaming.response import EventStreamResponse, while_connected
 from api.streaming.sse import HEARTBEAT
-from core.dependencies import holder_of, require
+from core.dependencies import holder_of
 from domain.auth import Principal, Scope
 from domain.background import AgentRunRequest, RunAccepted
-from domain.enums import RunStatus
 from domain.errors import Forbidden, InvalidRequest, RouteurError, Unavailable
 from domain.events import Envelope
 from services.agent_stream import RunStream
@@ -48,45 +38,9 @@ from services.direct_service import AGENT as DIRECT
 from services.direct_service import DirectRequest, DirectRun
 from services.llm_providers.wire.completions import unsupported
 from services.llm_providers.wire.openai_wire import read_message
-from services.response_service import VIEW, StoredResponse
-
-router = APIRouter(prefix="/v1/responses", tags=["openai"])
+from services.response_service import VIEW
 
 T = TypeVar("T")
-Caller = Annotated[Principal, Depends(require(Scope.COMPLETION))]
-ResponseKey = Annotated[str, Path(max_length=100, examples=["resp_019a7f0e4b0c7d3e9f1a2b3c4d5e6f70"])]
-_ONE = openai_responses(400, 401, 403, 404)
-_CHANGED = openai_responses(400, 401, 403, 404, 409)
-#: Parameters of chat completions that are called otherwise here.
-_NAMES = {
-    "messages": "input",
-    "max_completion_tokens": "max_output_tokens",
-    "response_format": "text.format",
-    "verbosity": "text.verbosity",
-    "reasoning_effort": "reasoning.effort",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class _Wanted:
-    """One call, understood."""
-
-    asked: ResponseRequest
-    chat: ChatRequest
-    body: dict[str, Any]
-    target: Target
-    session_id: str | None
-    metadata: dict[str, Any]
-    tools: ToolView
-
-    @property
-    def streamed(self) -> bool:
-        return bool(self.asked.stream)
-
-    @property
-    def forgotten(self) -> bool:
-        """It is not to be kept."""
-        return self.asked.store is False
 
 
 def install_responses(app: FastAPI) -> None:
@@ -113,104 +67,20 @@ async def create_response(request: Request) -> Response:
     """
     caller = await holder_of(Scope.COMPLETION, request)
     try:
-        wanted = await _understood(request, caller)
+        wanted = await understood(request, caller)
         if wanted.asked.background:
             return await _in_background(request, wanted, caller)
         if wanted.target.agent is None:
             return await _ask_model(request, wanted, caller)
         return await _ask_agent(request, wanted, caller)
     except InvalidRequest as error:
-        told = _in_their_words(error)
+        told = in_their_words(error)
         raise told from (None if told is error else error)
 
 
-async def _understood(request: Request, caller: Principal) -> _Wanted:
-    asked = validated(ResponseRequest, await json_of(request))
-    for name, value in (asked.model_extra or {}).items():
-        if value is not None:
-            raise unsupported(name, "this router")
-    target = target_of(asked.model)
-    metadata: dict[str, Any] = dict(asked.metadata or {})
-    body = _chat_body(asked)
-    if target.agent is not None and asked.instructions:
-        body["messages"] = [{"role": "system", "content": asked.instructions}, *body["messages"]]
-    chat, tools = validated(ChatRequest, body), tool_view_of(request)
-    if target.agent is not None or asked.background:
-        refuse_for_agents(chat.model_dump(exclude_unset=True, exclude={"messages"}))
-    session_id = await _session(request, asked, metadata, target, caller)
-    return _Wanted(asked, chat, body, target, session_id, metadata, tools)
-
-
-def _in_their_words(error: InvalidRequest) -> InvalidRequest:
-    """The refusal of a parameter of chat completions, by the name that it has here."""
-    name, dot, rest = (error.param or "").partition(".")
-    theirs = _NAMES.get(name)
-    if theirs is None:
-        return error
-    named = theirs if theirs == "input" else f"{theirs}{dot}{rest}"  # items and messages are counted differently
-    message = error.message.replace(error.param or name, named).replace(f"'{name}'", f"'{theirs}'")
-    return InvalidRequest(message, code=error.code, param=named)
-
-
-def _chat_body(asked: ResponseRequest) -> dict[str, Any]:
-    """The same call as a body of chat completions."""
-    text = asked.text
-    body = {
-        "model": asked.model,
-        "messages": messages_of(asked.input),
-        "temperature": asked.temperature,
-        "top_p": asked.top_p,
-        "max_completion_tokens": asked.max_output_tokens,
-        "tools": tools_of(asked.tools) if asked.tools else None,
-        "tool_choice": tool_choice_of(asked.tool_choice) if asked.tool_choice is not None else None,
-        "parallel_tool_calls": asked.parallel_tool_calls if asked.tools else None,
-        "response_format": _format_of(text.format.model_dump(by_alias=True)) if text and text.format else None,
-        "verbosity": text.verbosity if text else None,
-        "reasoning_effort": asked.reasoning.effort if asked.reasoning else None,
-    }
-    body = {name: value for name, value in body.items() if value is not None}
-    if asked.stream:
-        body |= {"stream": True, "stream_options": {"include_usage": True}}
-    return body
-
-
-def _format_of(wanted: dict[str, Any]) -> dict[str, Any] | None:
-    if wanted["type"] == "text":
-        return None
-    if wanted["type"] == "json_object":
-        return {"type": "json_object"}
-    if wanted.get("schema") is None:
-        raise InvalidRequest("text.format.schema is missing.", param="text.format.schema")
-    schema = {
-        "name": wanted.get("name") or "answer",
-        "schema": wanted["schema"],
-        "strict": wanted.get("strict"),
-        "description": wanted.get("description"),
-    }
-    return {"type": "json_schema", "json_schema": {name: one for name, one in schema.items() if one is not None}}
-
-
-async def _session(
-    request: Request, asked: ResponseRequest, metadata: dict[str, Any], target: Target, caller: Principal
-) -> str | None:
-    """The one session that is meant; that of `previous_response_id` is found when the call begins."""
-    services = services_of(request)
-    bound = await session_of(request, metadata, services.sessions, target.agent or DIRECT, caller)
-    conversation = asked.conversation
-    named = conversation.id if isinstance(conversation, ConversationRef) else conversation
-    given = {one for one in (bound, named, asked.previous_response_id) if one is not None}
-    if len(given) > 1:
-        raise InvalidRequest(
-            "Give one of previous_response_id, conversation and X-Session-Id.", param="previous_response_id"
-        )
-    if asked.store is False and (given or asked.background):
-        raise InvalidRequest("store: false goes neither with a conversation nor with background.", param="store")
-    return bound or named
-
-
 async def _begun(
-    services: Services, wanted: _Wanted, caller: Principal, begin: Callable[[_Wanted], Awaitable[T]]
-) -> tuple[_Wanted, T]:
+    services: Services, wanted: Wanted, caller: Principal, begin: Callable[[Wanted], Awaitable[T]]
+) -> tuple[Wanted, T]:
     """What `begin` makes of the call, in the session in which it is to go on.
 
     Several may go on after the same response at once: the first does so where it is, each other one in a branch.
@@ -219,49 +89,21 @@ async def _begun(
     if before is None:
         return wanted, await begin(wanted)
 
-    async def begin_in(session_id: str) -> tuple[_Wanted, T]:
+    async def begin_in(session_id: str) -> tuple[Wanted, T]:
         placed = replace(wanted, session_id=session_id)
         return placed, await begin(placed)
 
     return await services.responses.go_on_after(before, caller, begin_in)
 
 
-def _echo(wanted: _Wanted, served: str) -> dict[str, Any]:
-    """What a response repeats of its request."""
-    asked = wanted.asked
-    text = asked.text.model_dump(by_alias=True, exclude_none=True) if asked.text else {}
-    reasoning = asked.reasoning.model_dump(exclude_none=True) if asked.reasoning else {}
-    bound = wanted.session_id is not None and asked.previous_response_id is None
-    return {
-        "model": wanted.target.shown(served),
-        "instructions": asked.instructions,
-        "metadata": dict(asked.metadata or {}),
-        "previous_response_id": asked.previous_response_id,
-        "conversation": {"id": wanted.session_id} if bound else None,
-        "background": bool(asked.background),
-        "store": asked.store is not False,
-        "temperature": asked.temperature,
-        "top_p": asked.top_p,
-        "max_output_tokens": asked.max_output_tokens,
-        "parallel_tool_calls": asked.parallel_tool_calls is not False,
-        "tool_choice": asked.tool_choice or "auto",
-        "tools": asked.tools or [],
-        "text": {"format": {"type": "text"}, **text},
-        "reasoning": {"effort": None, "summary": None, **reasoning},
-        "truncation": "disabled",
-        "service_tier": "default",
-        "user": asked.user,
-    }
-
-
 # -- a model --
 
 
-async def _ask_model(request: Request, wanted: _Wanted, caller: Principal) -> Response:
+async def _ask_model(request: Request, wanted: Wanted, caller: Principal) -> Response:
     services = services_of(request)
     instructions = wanted.asked.instructions
 
-    async def begin(placed: _Wanted) -> DirectRun:
+    async def begin(placed: Wanted) -> DirectRun:
         asked = DirectRequest(
             placed.body,
             placed.asked.model,
@@ -277,16 +119,16 @@ async def _ask_model(request: Request, wanted: _Wanted, caller: Principal) -> Re
     async with _forgotten(services, wanted, run, caller, unless_answered=wanted.streamed):
         if wanted.streamed:
             await while_connected(request.receive, run.open())
-            built = ResponseStream(run.run_id, _echo(wanted, run.model), message_id=run.message_id)
+            built = ResponseStream(run.run_id, echo_of(wanted, run.model), message_id=run.message_id)
             frames = _model_frames(run, built)
             return _streamed(services, wanted, run, frames, caller, services.settings.server.heartbeat)
         await while_connected(request.receive, run.whole())
     return _whole(run, _built(run, wanted))
 
 
-def _built(run: DirectRun, wanted: _Wanted) -> ResponseStream:
+def _built(run: DirectRun, wanted: Wanted) -> ResponseStream:
     """The response that a whole answer is."""
-    built = ResponseStream(run.run_id, _echo(wanted, run.model), message_id=run.message_id)
+    built = ResponseStream(run.run_id, echo_of(wanted, run.model), message_id=run.message_id)
     answer = run.answer
     built.begin()
     if thought := "".join(answer.reasonings):
@@ -340,16 +182,16 @@ def _piece(built: ResponseStream, answer: DirectAnswer, event: dict[str, Any]) -
 # -- an agent --
 
 
-async def _ask_agent(request: Request, wanted: _Wanted, caller: Principal) -> Response:
+async def _ask_agent(request: Request, wanted: Wanted, caller: Principal) -> Response:
     services = services_of(request)
 
-    async def begin(placed: _Wanted) -> RunStream:
+    async def begin(placed: Wanted) -> RunStream:
         command = await _command(services, placed, caller)
         door = _door(placed, placed.target.model or "")
         return await services.agents.stream(command, caller, streams=placed.streamed, door=door)
 
     wanted, run = await _begun(services, wanted, caller, begin)
-    built = ResponseStream(run.run_id, _echo(wanted, run.model), tools=wanted.tools)
+    built = ResponseStream(run.run_id, echo_of(wanted, run.model), tools=wanted.tools)
     async with _forgotten(services, wanted, run, caller, unless_answered=wanted.streamed):
         if wanted.streamed:
             batches = run.batches(services.settings.server.heartbeat)
@@ -361,7 +203,7 @@ async def _ask_agent(request: Request, wanted: _Wanted, caller: Principal) -> Re
     return _whole(run, built)
 
 
-async def _command(services: Services, wanted: _Wanted, caller: Principal) -> Any:
+async def _command(services: Services, wanted: Wanted, caller: Principal) -> Any:
     new = None
     if wanted.session_id is not None:
         new = await services.direct.unsaid(wanted.session_id, wanted.body["messages"], caller)
@@ -387,9 +229,9 @@ async def _agent_frames(
 # -- its answer --
 
 
-def _door(wanted: _Wanted, served: str) -> dict[str, Any] | None:
+def _door(wanted: Wanted, served: str) -> dict[str, Any] | None:
     """What makes the run a response that can be found again; None: it shall not be found."""
-    return None if wanted.forgotten else {"response": {**_echo(wanted, served), VIEW: wanted.tools}}
+    return None if wanted.forgotten else {"response": {**echo_of(wanted, served), VIEW: wanted.tools}}
 
 
 def _headers(run: DirectRun | RunStream) -> dict[str, str]:
@@ -403,7 +245,7 @@ def _whole(run: DirectRun | RunStream, built: ResponseStream) -> Response:
 
 def _streamed(
     services: Services,
-    wanted: _Wanted,
+    wanted: Wanted,
     run: DirectRun | RunStream,
     frames: AsyncGenerator[bytes],
     caller: Principal,
@@ -416,7 +258,7 @@ def _streamed(
 
 async def _then_forget(
     services: Services,
-    wanted: _Wanted,
+    wanted: Wanted,
     run: DirectRun | RunStream,
     frames: AsyncGenerator[bytes],
     caller: Principal,
@@ -432,7 +274,7 @@ async def _then_forget(
 @asynccontextmanager
 async def _forgotten(
     services: Services,
-    wanted: _Wanted,
+    wanted: Wanted,
     run: DirectRun | RunStream,
     caller: Principal,
     *,
@@ -459,7 +301,7 @@ def _stopping() -> Unavailable:
 # -- in the background --
 
 
-async def _in_background(request: Request, wanted: _Wanted, caller: Principal) -> Response:
+async def _in_background(request: Request, wanted: Wanted, caller: Principal) -> Response:
     if not caller.may(Scope.RUNS):
         raise Forbidden(f"The scope '{Scope.RUNS.value}' is needed.", code="missing_scope")
     services, target = services_of(request), wanted.target
@@ -467,29 +309,29 @@ async def _in_background(request: Request, wanted: _Wanted, caller: Principal) -
         raise Unavailable("Background runs need SESSION_STORE_URL to be unset.", code="background_unavailable")
     background = services.background.runs
 
-    async def begin(placed: _Wanted) -> RunAccepted:
+    async def begin(placed: Wanted) -> RunAccepted:
         return await background.submit(
             target.agent or DIRECT,
             await _run_request(services, placed, caller),
             caller,
             run_id=request.scope.get("state", {}).get("made_id"),
-            response={**_echo(placed, target.model or ""), VIEW: placed.tools},
+            response={**echo_of(placed, target.model or ""), VIEW: placed.tools},
             instructions=placed.asked.instructions if target.agent is None else None,
         )
 
     wanted, accepted = await _begun(services, wanted, caller, begin)
-    echo = _echo(wanted, target.model or "")
+    echo = echo_of(wanted, target.model or "")
     echo["model"] = target.shown(accepted.model)
     headers = answer_headers(accepted.model, accepted.run_id, accepted.session_id)
     if wanted.streamed:
         built = ResponseStream(accepted.run_id, echo, tools=wanted.tools)
-        return EventStreamResponse(_followed(services, accepted.run_id, built), headers)
+        return EventStreamResponse(followed(services, accepted.run_id, built), headers)
     built = ResponseStream(accepted.run_id, echo)
     built.begin(queued=True)
     return Response(orjson.dumps(built.response), headers=headers, media_type="application/json")
 
 
-async def _run_request(services: Services, wanted: _Wanted, caller: Principal) -> AgentRunRequest:
+async def _run_request(services: Services, wanted: Wanted, caller: Principal) -> AgentRunRequest:
     """The same call as a background run.
 
     Raises:
@@ -517,122 +359,3 @@ async def _run_request(services: Services, wanted: _Wanted, caller: Principal) -
         )
     except ValidationError as error:
         raise invalid_request(error.errors(include_url=False, include_input=False, include_context=False)) from None
-
-
-async def _followed(services: Services, run_id: str, built: ResponseStream) -> AsyncGenerator[bytes]:
-    """A background run as it goes on; leaving it does not stop it."""
-    yield built.begin(queued=True)
-    heartbeat = services.settings.server.heartbeat
-    async with aclosing(services.events.follow(run_id, 0, heartbeat)) as followed:
-        async for told in followed:
-            if isinstance(told, tuple):
-                continue  # trimmed away: the end is told all the same
-            if not told:
-                yield HEARTBEAT
-            elif frames := built.started() + built.envelopes(told):
-                yield frames
-
-
-# -- what is stored --
-
-
-@router.get("/{response_id}", responses=_ONE, response_model=None)
-async def get_response(
-    response_id: ResponseKey,
-    caller: Caller,
-    services: AllServices,
-    stream: Annotated[bool, Query(description="of one in the background: the events that build it")] = False,
-    starting_after: Annotated[int | None, Query(ge=0, le=2**31, description="leave out events up to this")] = None,
-) -> Response:
-    """One response."""
-    found = await services.responses.get(response_id, caller)
-    if not stream:
-        return _json(_stored(found))
-    if not found.run.background:
-        raise InvalidRequest("Only responses in the background can be streamed again.", param="stream")
-    skip = -1 if starting_after is None else starting_after
-    built = ResponseStream(found.run.id, _echo_of(found), tools=_view_of(found), skip=skip)
-    return EventStreamResponse(_followed(services, found.run.id, built))
-
-
-@router.delete("/{response_id}", responses=_CHANGED)
-async def delete_response(response_id: ResponseKey, caller: Caller, services: AllServices) -> DeletedResponse:
-    """Forget a response; its conversation goes with it when there was nothing else in it."""
-    await services.responses.delete(response_id, caller)
-    return DeletedResponse(id=response_id)
-
-
-@router.post("/{response_id}/cancel", responses=_CHANGED, response_model=None)
-async def cancel_response(response_id: ResponseKey, caller: Caller, services: AllServices) -> Response:
-    """Stop a response in the background."""
-    found = await services.responses.get(response_id, caller)
-    if not found.run.background or services.background is None:
-        raise InvalidRequest("Only responses in the background can be cancelled.", code="not_in_background")
-    await services.background.runs.cancel(found.run.id, caller)
-    return _json(_stored(await services.responses.get(response_id, caller)))
-
-
-@router.get("/{response_id}/input_items", responses=_ONE)
-async def list_input_items(
-    response_id: ResponseKey,
-    caller: Caller,
-    services: AllServices,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
-    order: Literal["asc", "desc"] = "desc",
-    after: Annotated[str | None, Query(max_length=200)] = None,
-) -> ItemList:
-    """What a response was asked."""
-    found = await services.responses.get(response_id, caller)
-    items = input_items(found.asked)
-    if order == "desc":
-        items.reverse()
-    places = {item["id"]: place for place, item in enumerate(items)}
-    if after is not None:
-        if after not in places:
-            raise InvalidRequest("There is no such item.", param="after")
-        items = items[places[after] + 1 :]
-    shown = items[:limit]
-    return ItemList(
-        data=shown,
-        first_id=shown[0]["id"] if shown else None,
-        last_id=shown[-1]["id"] if shown else None,
-        has_more=len(items) > limit,
-    )
-
-
-def _json(body: dict[str, Any]) -> Response:
-    return Response(orjson.dumps(body), media_type="application/json")
-
-
-def _echo_of(found: StoredResponse) -> dict[str, Any]:
-    run = found.run
-    shown = run.model or ""
-    named = str(found.echo.get("model") or "")
-    if named.startswith("agent/"):
-        shown = f"{named.partition('@')[0]}@{shown}"
-    return {**found.echo, "model": shown}
-
-
-def _view_of(found: StoredResponse) -> ToolView:
-    return next((view for view in get_args(ToolView) if view == found.view), "hidden")
-
-
-def _stored(found: StoredResponse) -> dict[str, Any]:
-    """A response as it stands in the record: what its events have built.
-
-    Those of a model that somebody waited for do not tell its calls; its message does.
-    """
-    run = found.run
-    built = ResponseStream(run.id, _echo_of(found), tools=_view_of(found))
-    built.begin(queued=run.background)
-    if run.status is not RunStatus.QUEUED or found.told:
-        built.started()
-    built.envelopes(found.told)
-    body = built.response
-    trimmed = bool(found.told) and found.told[0].seq != 1
-    if trimmed or (run.agent == DIRECT and not run.background and run.status is RunStatus.COMPLETED):
-        body["output"] = output_items(found.said, calls=run.agent == DIRECT)
-    elif run.agent == DIRECT and body["status"] != "completed":
-        cut = {"message", "function_call"}
-        body["output"] = [{**item, "status": "incomplete"} if item["type"] in cut else item for item in body["output"]]
-    return body

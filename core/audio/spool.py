@@ -1,12 +1,15 @@
 """Files of one request: a folder of its own under DATA_DIR/uploads, gone when the request is.
 
 A locked file in each folder tells that its process lives, whatever became of its number; `sweep` removes the folders of
-those that do not.
+those that do not. The upload of a background run outlives its request and its process: its folder is named like the
+run, and `sweep` leaves it alone.
 """
 
 import asyncio
 import errno
 import fcntl
+import os
+import re
 import shutil
 import tempfile
 import time
@@ -21,8 +24,10 @@ from domain.errors import TooLarge, Unavailable
 
 _BLOCK = 1 << 20
 _LOCK = "lock"
-_UPLOAD = "upload"
+UPLOAD = "upload"  # the file's name in its folder
 _DAY = 86_400.0
+#: Of a folder that belongs to a background run; `mkdtemp` makes no such name.
+RUN_FOLDER = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 class Spool:
@@ -45,7 +50,7 @@ class Spool:
     @property
     def path(self) -> Path:
         """The file that is written."""
-        return self.folder / _UPLOAD
+        return self.folder / UPLOAD
 
     async def __aenter__(self) -> Self:
         """
@@ -90,6 +95,22 @@ class Spool:
         await self._flush()
         return AudioUpload(self.path, name, self.size)
 
+    async def hand_over(self, name: str) -> None:
+        """Put what was written in a folder `name` (mode 0700) beside this one; it stays until somebody removes it.
+
+        Raises:
+            Unavailable: the disk is full, or there is such a folder.
+        """
+        await self._flush()
+        target = self._parent / name
+        await asyncio.to_thread(_on_disk, lambda: self._move(target))
+
+    def _move(self, target: Path) -> None:
+        if self._file is not None:
+            os.fsync(self._file.fileno())  # who has been told that it is taken may rely on it
+        target.mkdir(mode=0o700)
+        self.path.rename(target / UPLOAD)
+
     async def _flush(self) -> None:
         block, self._held = self._held, bytearray()
         if block:
@@ -113,7 +134,7 @@ class Spool:
                 with suppress(OSError):  # what it could not write before, it cannot now
                     file.close()
         if self.folder != self._parent:
-            _remove_all(self.folder)
+            remove_folder(self.folder)
 
 
 def sweep(folder: Path, *, older_than: float = _DAY) -> int:
@@ -122,8 +143,10 @@ def sweep(folder: Path, *, older_than: float = _DAY) -> int:
     with suppress(FileNotFoundError):
         for left in folder.iterdir():
             with suppress(OSError):
+                if RUN_FOLDER.fullmatch(left.name):
+                    continue
                 if left.is_dir() and time.time() - left.stat().st_mtime > older_than and _is_free(left):
-                    _remove_all(left)
+                    remove_folder(left)
                     removed += 1
     return removed
 
@@ -140,7 +163,8 @@ def _is_free(left: Path) -> bool:
     return True
 
 
-def _remove_all(folder: Path) -> None:
+def remove_folder(folder: Path) -> None:
+    """Remove it and all that is in it, if it is there. It blocks."""
     # A thread that was stopped may make a file while we remove: then once more.
     for _ in range(3):
         shutil.rmtree(folder, ignore_errors=True)

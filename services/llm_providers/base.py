@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import SecretStr
 
-from core.http import PROVIDERS_OWN, Deadlines, Patience, ProviderClient
+from core.http import PROVIDERS_OWN, Deadlines, Patience, ProviderClient, ProviderSocket
 from domain.agents import ModelParameters
 from domain.embeddings import Embedded, EmbeddingRequest
 from domain.errors import InvalidRequest
@@ -55,10 +55,12 @@ class BaseProvider(ABC):
     Attributes:
         vendor: what its chat completions take, asked directly.
         completions_path: where they are, below its address.
+        realtime_path: where its own Realtime sockets are; None: it has none.
     """
 
     vendor: ClassVar[Vendor] = COMPATIBLE
     completions_path: ClassVar[str] = "/chat/completions"
+    realtime_path: ClassVar[str | None] = None
 
     def __init__(self, config: ProviderConfig) -> None:
         self.config = config
@@ -133,6 +135,21 @@ class BaseProvider(ABC):
         raise InvalidRequest(
             f"The provider '{self.config.name}' does not speak.", code="speech_not_supported", param="model"
         )
+
+    async def realtime(self, name: str) -> ProviderSocket:
+        """A Realtime session of the model of that name.
+
+        Raises:
+            InvalidRequest: this vendor has none.
+            RouteurError: of the upstream kinds.
+        """
+        if self.realtime_path is None:
+            raise InvalidRequest(
+                f"The provider '{self.config.name}' has no realtime models.",
+                code="realtime_not_supported",
+                param="model",
+            )
+        return await self.client.open_socket(self.realtime_path, {"model": name}, model=f"{self.config.name}/{name}")
 
     async def aclose(self) -> None:
         """Close its connections."""

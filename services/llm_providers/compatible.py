@@ -32,6 +32,8 @@ _TASKS: dict[str, ModelKind] = {"automatic-speech-recognition": "transcription",
 class Provider(BaseProvider):
     """A server by name."""
 
+    realtime_path = "/realtime"
+
     def chat_model(self, name: str, parameters: ModelParameters) -> RoutedChat:
         """ChatOpenAI's conversions, plain `max_tokens`."""
         return OpenAIWireChat(

@@ -172,7 +172,7 @@ class Provider(BaseProvider):
         yield _told(_head(model, "chat.completion.chunk"), answer, deltas)
 
     async def list_models(self, within: float) -> list[ListedModel]:
-        """Those there are; those that speak where their programs are, and ears where the extra is installed."""
+        """The two there are; one that listens, and those that speak, where what they need is installed."""
         heard = [ListedModel(EARS, "transcription")] if find_spec("pocketsphinx") else []
         return [
             ListedModel(
@@ -184,11 +184,11 @@ class Provider(BaseProvider):
             ListedModel(
                 HASH, "embedding", description="Offline demonstration: embeds by hashing words, knows no meanings"
             ),
+            *heard,
             *(
                 ListedModel(name, "speech", description=f"Offline demonstration: {one.program} speaks. {one.says}")
                 for name, one in self._engines.items()
             ),
-            *heard,
         ]
 
     async def embed(self, name: str, asked: EmbeddingRequest) -> Embedded:
@@ -245,7 +245,7 @@ class Provider(BaseProvider):
     def _engine(self, name: str) -> SpeechEngine:
         if name in self._engines:
             return self._engines[name]
-        if name in (NAME, HASH):
+        if name in (NAME, HASH, EARS):
             raise InvalidRequest(
                 f"The model 'offline/{name}' does not speak.", code="speech_not_supported", param="model"
             )
@@ -279,7 +279,7 @@ def _known_fields(message: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_chats(name: str) -> None:
-    does = "embeds" if name == HASH else "speaks" if name in ENGINES else "transcribes" if name == EARS else None
+    does = {HASH: "embeds", EARS: "transcribes"}.get(name, "speaks" if name in ENGINES else None)
     if does is not None:
         raise InvalidRequest(
             f"The model 'offline/{name}' {does}; it does not answer.", code="not_a_chat_model", param="model"

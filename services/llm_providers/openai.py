@@ -40,6 +40,7 @@ class Provider(BaseProvider):
     """OpenAI, or whatever stands at OPENAI_BASE_URL."""
 
     vendor = OPENAI
+    realtime_path = "/realtime"
 
     def chat_model(self, name: str, parameters: ModelParameters) -> RoutedChat:
         """ChatOpenAI, sending through our client."""

@@ -60,6 +60,29 @@ class Ending:
     reason: str = ""
 
 
+class Conversation(Protocol):
+    """What a transport and the house need of one, whoever answers in it; see `RealtimeConversation`."""
+
+    outbox: Outbox
+    ending: Ending | None
+    heard_at: float
+
+    @property
+    def session_id(self) -> str: ...
+    @property
+    def answering(self) -> bool: ...
+    @property
+    def listens(self) -> bool: ...
+    @property
+    def interrupts(self) -> bool: ...
+    def begin(self) -> None: ...
+    async def hear(self, frame: str | bytes, *, steady: bool = False) -> None: ...
+    def refuse(self, error: RouteurError, event_id: str | None = None) -> None: ...
+    def end(self, ending: Ending, error: RouteurError | None = None) -> None: ...
+    def end_after_answer(self, ending: Ending) -> None: ...
+    async def aclose(self) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Terms:
     """What a conversation needs of the house.
@@ -139,9 +162,30 @@ class RealtimeConversation:
         """Greet the client."""
         self._tell({"type": "session.created", "session": self.config.shown()})
 
-    async def hear(self, frame: str | bytes) -> None:
-        """One frame of the client. Whatever is wrong with it becomes an error event; waits while the outbox is full."""
-        self.heard_at = time.monotonic()
+    @property
+    def listens(self) -> bool:
+        """True when sound can be understood."""
+        return self._terms.voice.listener is not None
+
+    @property
+    def interrupts(self) -> bool:
+        """True when somebody who begins to speak stops what is being said."""
+        wanted = self.config.audio.input
+        detection = wanted.turn_detection if wanted is not None else None
+        return detection is None or detection.interrupt_response is not False
+
+    def refuse(self, error: RouteurError, event_id: str | None = None) -> None:
+        """Tell the client what its transport could not do."""
+        self._refuse(error, event_id)
+
+    async def hear(self, frame: str | bytes, *, steady: bool = False) -> None:
+        """One frame of the client. Whatever is wrong with it becomes an error event; waits while the outbox is full.
+
+        Args:
+            steady: it comes whether or not anybody says something (a microphone), and keeps no session open.
+        """
+        if not steady:
+            self.heard_at = time.monotonic()
         event_id: str | None = None
         try:
             event = _parsed(frame)

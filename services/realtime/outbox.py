@@ -44,7 +44,12 @@ class Outbox:
         """One more event; its id is added. `tag`: it may be dropped while it waits."""
         if self._closed:
             return
-        text = orjson.dumps({"event_id": event_id(), **event}).decode()
+        self.put_text(orjson.dumps({"event_id": event_id(), **event}).decode(), tag)
+
+    def put_text(self, text: str, tag: str | None = None) -> None:
+        """One more event, written already. `tag`: as `put`."""
+        if self._closed:
+            return
         self._waiting.append(text)
         self._tags.append(tag)
         self._size += len(text)

@@ -51,9 +51,11 @@ class BaseTranscriber(ABC):
 
     Attributes:
         default_model: what it uses when nobody names a model; None: the first that is listed.
+        tells_times: `check` says whether a model tells times; False: that is seen only when it is asked.
     """
 
     default_model: ClassVar[str | None] = None
+    tells_times: ClassVar[bool] = True
 
     def __init__(self, given: Surroundings) -> None:
         self.config = given.config

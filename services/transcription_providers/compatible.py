@@ -12,6 +12,8 @@ _MOST_BYTES = 25_000_000  # vLLM's own limit, and OpenAI's
 class Transcriber(BaseTranscriber):
     """A server by name."""
 
+    tells_times = False
+
     def check(self, name: str, asked: TranscriptionOptions) -> None:
         """Speakers have no common form."""
         if asked.diarize:

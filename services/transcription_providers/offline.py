@@ -36,7 +36,7 @@ class Transcriber(BaseTranscriber):
 
     def check(self, name: str, asked: TranscriptionOptions) -> None:
         """English, and nothing but words and their times."""
-        if name in ("rules", "hash", "flite"):
+        if name in ("rules", "hash", "flite", "espeak"):
             raise InvalidRequest(
                 f"The model 'offline/{name}' does not transcribe; 'offline/{NAME}' does.",
                 code="transcription_not_supported",

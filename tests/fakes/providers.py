@@ -159,11 +159,11 @@ class FakeProvider:
         if path.endswith("/embeddings"):
             await self._embeddings(asked, reply, send)
             return
-        if path.endswith("/audio/speech"):
-            await self._speech(path, asked, reply, send)
-            return
         if "/audio/trans" in path:
             await self._transcribe(path, asked, reply, send)
+            return
+        if path.endswith("/audio/speech"):
+            await self._speech(path, asked, reply, send)
             return
         self.ledger.append((INPUT, 0))
         if not streamed:

@@ -178,11 +178,14 @@ OPERATIONS = [
     ("GET", "/api/runs/{run_id}/events"), ("POST", "/api/schedules"), ("GET", "/api/schedules"),
     ("GET", "/api/schedules/{schedule_id}"), ("PATCH", "/api/schedules/{schedule_id}"),
     ("DELETE", "/api/schedules/{schedule_id}"), ("POST", "/v1/embeddings"), ("POST", "/transcription"),
+    ("GET", "/transcription/{run_id}"),
+    ("POST", "/v1/audio/transcriptions"), ("POST", "/v1/audio/translations"),
     ("POST", "/v1/chat/completions"), ("GET", "/v1/models"), ("GET", "/v1/models/{model_id}"),
     ("POST", "/v1/responses"), ("GET", "/v1/responses/{response_id}"), ("DELETE", "/v1/responses/{response_id}"),
     ("POST", "/v1/responses/{response_id}/cancel"), ("GET", "/v1/responses/{response_id}/input_items"),
-    ("POST", "/v1/audio/speech"), ("POST", "/v1/realtime/client_secrets"),
-    ("POST", "/v1/audio/transcriptions"), ("POST", "/v1/audio/translations"),
+    ("POST", "/v1/audio/speech"),
+    ("POST", "/v1/realtime/client_secrets"), ("POST", "/realtime/offer"), ("POST", "/v1/realtime/calls"),
+    ("POST", "/v1/realtime/calls/{call_id}/hangup"),
 ]  # fmt: skip
 
 
