@@ -26,7 +26,7 @@ run: .venv/.synced ## Start the router and print address, login and a call to pa
 	@.venv/bin/routeur serve
 
 test: .venv/.synced ## Every test, on every core
-	@.venv/bin/python -m pytest -q -n auto --dist loadfile
+	@.venv/bin/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder
 
 check: .venv/.synced ## Format, lint, types, import contracts (under 3 minutes)
 	@.venv/bin/ruff format --check .

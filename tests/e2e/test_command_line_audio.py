@@ -56,7 +56,7 @@ def test_ctrl_c_cancels_and_leaves_nothing(tmp_path: Path) -> None:
     while "running" not in until_it_runs:
         until_it_runs = routeur(tmp_path, "runs", "show", run_id).stdout
     command.process.send_signal(signal.SIGINT)
-    assert command.process.wait(timeout=15) == 130
+    assert command.process.wait(timeout=45) == 130
     assert "Traceback" not in command.rest()
     assert "cancelled" in routeur(tmp_path, "runs", "show", run_id).stdout
     assert not uploads(tmp_path)

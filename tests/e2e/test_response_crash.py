@@ -43,4 +43,6 @@ async def test_a_response_is_completed_by_the_next_process(tmp_path: Path) -> No
         rest = await house.client.get(f"/v1/responses/{made['id']}?stream=true&starting_after=2")
         assert events_in(rest.text) == events[3:]
         steps = [line.split()[1:3] for line in house.ledger.read_text().splitlines()]
-        assert [number for number, what in steps if what == "done"] == ["1", "2", "3", "4"]
+        done = [number for number, what in steps if what == "done"]
+        assert list(dict.fromkeys(done)) == ["1", "2", "3", "4"]
+        assert len(done) <= 5, "at most the step whose checkpoint was not yet written is done again"
