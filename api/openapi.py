@@ -41,9 +41,17 @@ _KEY_PARAMETER = {
 }
 
 
-def _take_key(operation: dict[str, Any]) -> None:
+def _take_key(operation: dict[str, Any], *, openai: bool) -> None:
     """Everything that creates takes a key (`api/middleware/idempotency.py`)."""
     operation.setdefault("parameters", []).append(_KEY_PARAMETER)
+    if openai:
+        schema = {"$ref": _REF.format(model="OpenAIError")}
+        conflict = {
+            "description": "In conflict with the current state",
+            "content": {"application/json": {"schema": schema}},
+        }
+        operation["responses"].setdefault("409", conflict)
+        return
     for status, response in problem_responses(409, 422).items():
         operation["responses"].setdefault(str(status), response)
 
@@ -68,7 +76,7 @@ def install_openapi(app: FastAPI) -> None:
             for address, path in document["paths"].items():
                 for method, operation in path.items():
                     if method == "post" and operation.get("security") != []:
-                        _take_key(operation)
+                        _take_key(operation, openai=address.startswith("/v1/"))
                     if "application/json" in operation["responses"].get("422", {}).get("content", {}):
                         operation["responses"]["422"] = problem_responses(422)[422]
                     if address.startswith("/v1/"):  # OpenAI's clients expect a 400 for it

@@ -50,6 +50,7 @@ def test_a_server_does_what_the_terminal_follows_and_the_file_gets_the_words(tmp
 
 def test_ctrl_c_cancels_and_leaves_nothing(tmp_path: Path) -> None:
     file = memo(tmp_path, 20)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that runs us in the background has it ignored
     command = start(tmp_path, "transcribe", str(file))
     run_id = command.wait_for(RUN_ID)[0]
     until_it_runs = ""
