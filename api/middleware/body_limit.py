@@ -1,12 +1,15 @@
 """No body larger than we are ready to hold."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.errors import error_response
 from domain.errors import TooLarge
 
+_LINGER = 2.0  # seconds that a client who is still sending has to hear our answer
 _DRAINED = 32_000_000  # bytes of a refused body that are read and dropped; more, and the connection is just closed
 
 
@@ -73,7 +76,27 @@ class BodyLimitMiddleware:
         path: str = scope["path"]
         response = error_response(error, openai=path.startswith("/v1/"))
         response.headers["connection"] = "close"  # the rest of the body is not worth reading
-        await response(scope, receive, send)
+
+        async def send_and_linger(message: Message) -> None:
+            if message["type"] != "http.response.body":
+                await send(message)
+                return
+            await send({**message, "more_body": True})
+            await _linger(receive)
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+        await response(scope, receive, send_and_linger)
+
+
+async def _linger(receive: Receive) -> None:
+    """Drop what still comes, for a moment: closing a connection with unread bytes resets it, and takes back our answer.
+
+    It is read slowly: who has to wait before it can send more looks at what it was told.
+    """
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_LINGER):
+            while (await receive()).get("more_body", False):  # noqa: ASYNC110 - nobody sets an event, a client is waited for
+                await asyncio.sleep(_LINGER / 200)
 
 
 async def _nothing() -> None:
