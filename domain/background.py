@@ -233,6 +233,21 @@ class Pause:
     mark: str | None = None
 
 
+@dataclass(slots=True)
+class HandOver:
+    """A run that somebody waited for, and that waits for a human now: from its checkpoint it goes on in the background.
+
+    `request` is what `RunParameters` read; `first_index` and `synced` as in `RunBegun`.
+    """
+
+    pause: Pause
+    request: dict[str, Any]
+    time_limit: float
+    may_resume: bool
+    first_index: int
+    synced: int
+
+
 class Approval(BaseModel):
     """A stored approval."""
 

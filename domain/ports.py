@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from typing import Any, Literal, Protocol, TypeVar
 
 from domain.auth import Principal
-from domain.background import Approval, Beat, EventBatch, Limits, Pause, Recovered, Submission
+from domain.background import Approval, Beat, EventBatch, HandOver, Limits, Pause, Recovered, Submission
 from domain.enums import RunStatus
 from domain.runs import Cursor, ModelCall, NewMessage, Progress, Run, RunBegun, RunEnd, RunFilter, RunStart
 from domain.sessions import RawMessage, Session, SessionUsage, SimpleMessage
@@ -314,6 +314,10 @@ class RunBacklog(Protocol):
 
     async def pause(self, pause: Pause, batch: EventBatch | None) -> bool:
         """Let go of a run that waits, or goes back to the queue. False: it is somebody else's by now."""
+        ...
+
+    async def hand_over(self, one: HandOver, batch: EventBatch) -> bool:
+        """Make an attached run one that waits in the background. False: its end was asked for meanwhile."""
         ...
 
     async def cancel(self, run_id: str, owner_id: str) -> RunStatus:

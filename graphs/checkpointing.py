@@ -18,6 +18,7 @@ from typing import Any, TypeVar, cast
 from langchain_core.runnables import RunnableConfig
 from langgraph.channels import EphemeralValue, Topic, UntrackedValue
 from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple
+from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.graph.state import CompiledStateGraph
 
@@ -59,6 +60,8 @@ class Checkpoints:
         self._saver: BaseCheckpointSaver[Any] | None = None
         self._opening = asyncio.Lock()
         self._stack = AsyncExitStack()
+        #: For runs that end while somebody waits for them: nothing is written unless they come to `keep` it.
+        self.held = InMemorySaver(serde=_strict())
 
     async def saver(self) -> BaseCheckpointSaver[Any]:
         """The saver; its tables are made when they are missing."""
@@ -74,6 +77,25 @@ class Checkpoints:
         if found is None or cast(dict[str, Any], found.metadata).get(RUN_ID) != run_id:
             return None
         return found.checkpoint["id"]
+
+    async def keep(self, thread_id: str) -> None:
+        """Write down what is `held` of a thread: from then on somebody else can go on from it."""
+        saver = await self.saver()
+        for found in reversed(list(self.held.list(_anywhere(thread_id)))):
+            place = found.config["configurable"]
+            parent = found.parent_config or _thread(thread_id, place["checkpoint_ns"])
+            versions = found.checkpoint["channel_versions"]
+            saved = await saver.aput(parent, found.checkpoint, found.metadata, versions)
+            writes: dict[str, list[tuple[str, Any]]] = {}
+            for task, channel, value in found.pending_writes or ():
+                writes.setdefault(task, []).append((channel, value))
+            for task, some in writes.items():
+                await saver.aput_writes(saved, some, task)
+
+    def let_go(self, thread_id: str) -> None:
+        """Hold nothing of that thread any more."""
+        if thread_id in self.held.storage:
+            self.held.delete_thread(thread_id)
 
     async def forget(self, session_id: str) -> None:
         """Delete every checkpoint of a session."""
@@ -219,8 +241,13 @@ def _patient(saver: Any, errors: type[Exception]) -> Any:
     return Patient
 
 
-def _thread(session_id: str) -> RunnableConfig:
-    return {"configurable": {"thread_id": session_id, "checkpoint_ns": ""}}
+def _thread(session_id: str, namespace: str = "") -> RunnableConfig:
+    return {"configurable": {"thread_id": session_id, "checkpoint_ns": namespace}}
+
+
+def _anywhere(thread_id: str) -> RunnableConfig:
+    """In the graph and its subgraphs."""
+    return {"configurable": {"thread_id": thread_id}}
 
 
 def _strict() -> JsonPlusSerializer:

@@ -5,11 +5,12 @@ after that a failure is an event. invoke is stream, collected.
 """
 
 import asyncio
+import time
 from collections import OrderedDict, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.messages import BaseMessage, SystemMessage, ToolMessage
@@ -21,8 +22,8 @@ from langgraph.runtime import RunControl
 from config.settings import AgentSettings
 from domain.agents import ModelParameters
 from domain.auth import Principal
-from domain.background import RunParameters
-from domain.enums import Role, SessionKind
+from domain.background import EventBatch, HandOver, Pause, RunParameters
+from domain.enums import Role, RunStatus, SessionKind
 from domain.errors import Conflict, Forbidden, InternalError, Unavailable
 from domain.events import (
     AgentEvent,
@@ -40,7 +41,7 @@ from graphs.checkpointing import FIRST_INDEX, RUN_ID, Checkpoints, remembers_mor
 from services.agent_memory import all_texts, past_of, recall
 from services.agent_messages import from_records, new_message_id, question_of, to_langchain, to_record
 from services.agent_registry import AgentRegistry, RegisteredAgent
-from services.agent_stream import RunStream
+from services.agent_stream import Paused, RunStream
 from services.llm_service import LLMService
 from services.open_runs import OpenRuns
 from services.run_recorder import Asked, Book, RunRecorder
@@ -50,8 +51,11 @@ _BUILD_LIMIT = 30.0  # seconds that an agent's builder may take
 
 Graph = CompiledStateGraph[Any, Any, Any, Any]
 Saver: TypeAlias = BaseCheckpointSaver[Any]
-#: Agent and its version, model, what a caller may set (temperature, max_tokens, top_p, stop, seed, schema), durable.
-_Key = tuple[str, int, str, float | None, int | None, float | None, tuple[str, ...], int | None, str | None, bool]
+#: What is kept of a run's state while it runs, so that it can go on: nothing (its messages are in the record), one
+#: checkpoint in memory when it stops, or a checkpoint of every step that survives this process.
+Kept = Literal["nothing", "held", "durable"]
+#: Agent and its version, model, what a caller may set (temperature, max_tokens, top_p, stop, seed, schema), `Kept`.
+_Key = tuple[str, int, str, float | None, int | None, float | None, tuple[str, ...], int | None, str | None, Kept]
 _HISTORY_PAGE = 1_000
 
 
@@ -61,6 +65,14 @@ class _Compiled:
 
     graph: Graph
     checkpointed: bool
+
+
+class TakesOver(Protocol):
+    """Makes an attached run that waits for a human one that waits in the background."""
+
+    async def take_over(self, one: HandOver, batch: EventBatch) -> bool:
+        """False: its end was asked for meanwhile. Raises Unavailable: it cannot be written."""
+        ...
 
 
 class ModelWish(Protocol):
@@ -164,12 +176,14 @@ class AgentService:
         *,
         streams: bool = True,
         door: dict[str, Any] | None = None,
+        over_to: TakesOver | None = None,
     ) -> RunStream:
         """The run that answers `request`, ready to be iterated: written down, and nothing asked of a model yet.
 
         Args:
             streams: False when nobody reads along; the provider is then asked for one whole answer.
             door: what its door wants to know of it later (`RunStart.request`).
+            over_to: where it goes on when the agent asks a human; without it such a run fails.
 
         Raises:
             NotFound: the caller has no such session.
@@ -182,7 +196,7 @@ class AgentService:
         resolved = await self.resolve(request.agent, request.model, request.session_id, caller)
         agent, model, session = resolved.agent, resolved.model, resolved.session
         self._runs.check_room()
-        compiled = await self._graph(agent, model, request)
+        compiled = await self._graph(agent, model, request, "nothing" if over_to is None else "held")
         asked = to_langchain(request.messages or [Message(role=Role.USER, content=request.message or "")])
         book = await self._begin(request, caller, resolved, asked, door)
         try:
@@ -194,22 +208,27 @@ class AgentService:
             "recursion_limit": agent.spec.recursion_limit,
             "metadata": {"user_id": caller.user_id, "session_id": book.session_id, "request": request.metadata},
         }
-        if compiled.checkpointed:
-            book.checkpointed = True
-            config["configurable"] = {"thread_id": book.session_id}
-            config["metadata"][FIRST_INDEX] = book.begun.first_index
+        saves = compiled.checkpointed or over_to is not None
+        if saves:
+            book.checkpointed = compiled.checkpointed
+            config["configurable"] = {"thread_id": book.session_id if compiled.checkpointed else book.run_id}
+            config["metadata"] |= {FIRST_INDEX: book.begun.first_index, RUN_ID: book.run_id}
+        limit = self.limit_of(agent)
+        if over_to is not None:
+            book.keeper = self._keeper(over_to, book, agent, request, limit, len(asked))
         run = RunStream(
             compiled.graph,
             [*earlier, *asked],
             config,
             agent=agent.id,
             model=model,
-            limit=self.limit_of(agent),
+            limit=limit,
             streams=streams,
             run_id=book.run_id,
             session_id=book.session_id,
             book=book,
-            durability="exit" if compiled.checkpointed else None,
+            durability="exit" if saves else None,
+            waits=over_to is not None,
             on_start=self._runs.started,
             on_end=self._ended,
         )
@@ -248,7 +267,7 @@ class AgentService:
         agent = self._registry.get(run.agent)
         model, session_id = run.model or "", run.session_id or ""
         wish = RunParameters.model_validate(run.request or {})
-        compiled = await self._graph(agent, model, wish, durable=True)
+        compiled = await self._graph(agent, model, wish, "durable")
         book.checkpointed = compiled.checkpointed
         thread = session_id if compiled.checkpointed else run.id
         config: RunnableConfig = {
@@ -294,10 +313,52 @@ class AgentService:
             given=given,
             past=past,
             control=RunControl(),
-            background=True,
+            waits=True,
             on_start=self._runs.started,
             on_end=self._ended,
         )
+
+    def _keeper(
+        self,
+        over_to: TakesOver,
+        book: Book,
+        agent: RegisteredAgent,
+        request: CompletionRequest,
+        limit: float,
+        asked: int,
+    ) -> Callable[[RunStream, Paused], Awaitable[bool]]:
+        """What an attached run does that comes to wait for a human: it becomes a background run."""
+        begun = time.monotonic()
+
+        async def keep(run: RunStream, paused: Paused) -> bool:
+            if not book.checkpointed:
+                await self._checkpoints.keep(book.run_id)
+            now, spent = datetime.now(UTC), time.monotonic() - begun
+            wish = RunParameters(
+                temperature=request.temperature,
+                max_tokens=request.max_tokens,
+                response_format=request.response_format,
+                asked=asked,
+            )
+            one = HandOver(
+                pause=Pause(book.run_id, 1, RunStatus.WAITING, now, spent, approvals=list(paused.approvals)),
+                request=wish.model_dump(mode="json", exclude_none=True),
+                time_limit=limit,
+                may_resume=agent.spec.background.resume,
+                first_index=book.begun.first_index,
+                synced=book.begun.synced,
+            )
+            taken = False
+            try:
+                taken = await over_to.take_over(one, book.batch_of(run, 1))
+            finally:
+                if taken:
+                    self._recorder.let_go(book.run_id)
+                elif not book.checkpointed:
+                    await self._checkpoints.forget(book.run_id)
+            return taken
+
+        return keep
 
     async def stored(self, session_id: str, after: int, before: int | None = None) -> list[RawMessage]:
         """A session's messages between two indexes, both left out; without `before`, to the end."""
@@ -354,14 +415,14 @@ class AgentService:
             raise Forbidden(f"This key may not use the agent '{agent.id}'.", code="agent_not_allowed", param="agent")
         return agent
 
-    async def _graph(self, agent: RegisteredAgent, model: str, wish: ModelWish, *, durable: bool = False) -> _Compiled:
-        """The compiled graph; a durable one keeps a checkpoint of every step, so that its runs can go on elsewhere."""
+    async def _graph(self, agent: RegisteredAgent, model: str, wish: ModelWish, kept: Kept) -> _Compiled:
+        """The compiled graph."""
         asked = wish.parameters
         schema = asked.response_format.model_dump_json() if asked.response_format else None
         key = (
             *(agent.id, self._registry.version_of(agent), model),
             *(asked.temperature, asked.max_tokens, asked.top_p, asked.stop, asked.seed, schema),
-            durable,
+            kept,
         )
         compiled = self._graphs.get(key)
         if compiled is not None:
@@ -377,10 +438,11 @@ class AgentService:
         llm: BaseChatModel = NoChatModel()
         if agent.door is None:
             llm = self._llm.get_llm(key[2], parameters=agent.spec.parameters.merged(asked))
-        durable = key[-1]
-        graph = await self._compile(agent, llm, await self._checkpoints.saver() if durable else None)
+        kept = key[-1]
+        saver = await self._checkpoints.saver() if kept == "durable" else None
+        graph = await self._compile(agent, llm, self._checkpoints.held if kept == "held" else saver)
         keeps = agent.spec.memory.kind == "session" and remembers_more(graph)
-        if keeps and not durable:
+        if keeps and kept != "durable":
             graph = await self._compile(agent, llm, await self._checkpoints.saver())
         compiled = self._graphs[key] = _Compiled(graph, keeps)
         if len(self._graphs) > self._settings.graph_cache_size:
@@ -405,4 +467,5 @@ class AgentService:
             ) from error
 
     def _ended(self, stream: RunStream, terminal: AgentEvent | None, seconds: float) -> None:
+        self._checkpoints.let_go(stream.run_id)
         self._runs.ended(stream, terminal, seconds, stream.paused.why if stream.paused else "gone")

@@ -86,7 +86,10 @@ class RunBook(Protocol):
         ...
 
     def pause(self, run: "RunStream", paused: Paused) -> Awaitable[bool]:
-        """Write that it stops for now; False when it may not (it is being cancelled, or somebody else's)."""
+        """Write that it stops for now; False when it may not (it is being cancelled, or somebody else's).
+
+        Where it is to wait and cannot, `run.error` says why.
+        """
         ...
 
 
@@ -131,7 +134,7 @@ class RunStream:
         given: Any = None,
         past: Past | None = None,
         control: RunControl | None = None,
-        background: bool = False,
+        waits: bool = False,
         on_start: Callable[[], None] | None = None,
         on_end: Callable[["RunStream", AgentEvent | None, float], None] | None = None,
     ) -> None:
@@ -158,7 +161,7 @@ class RunStream:
         self._durability = durability
         self._given = given
         self._control = control
-        self._background = background
+        self._waits = waits
         self._asked: dict[str, AskedApproval] = {}
         self._task: asyncio.Task[Any] | None = None
         self._stop: Callable[[], AgentEvent | Paused] | None = None
@@ -376,7 +379,9 @@ class RunStream:
         if isinstance(outcome, Paused):
             if await self._pause(outcome):
                 return
-            outcome = RunCancelled(reason="Cancelled by its owner.", usage=self.usage)
+            failed = self.error if outcome.why == "waiting" else None
+            cancelled = RunCancelled(reason="Cancelled by its owner.", usage=self.usage)
+            outcome = cancelled if failed is None else self._failed(failed)
         self._conclude(outcome)
         await self._written()
 
@@ -433,7 +438,7 @@ class RunStream:
 
     def _interrupted(self) -> AgentEvent | Paused:
         """The graph asks a human: somebody must be able to answer later."""
-        if self._background:
+        if self._waits:
             return Paused("waiting", tuple(self._asked.values()))
         message = f"The agent '{self.agent}' asks for an approval: start it with POST /api/agents/{self.agent}/run."
         return self._failed(Conflict(message, code="approval_needed"))

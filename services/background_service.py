@@ -1,6 +1,7 @@
 """Background runs for their owners: submitted, looked at, cancelled, approved, sent again."""
 
 import asyncio
+from collections.abc import AsyncGenerator
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
@@ -14,7 +15,10 @@ from domain.auth import Principal
 from domain.background import (
     AgentRunRequest,
     AgentStatus,
+    Approval,
     ApprovalAnswer,
+    EventBatch,
+    HandOver,
     RunAccepted,
     RunParameters,
     RunState,
@@ -22,15 +26,17 @@ from domain.background import (
 )
 from domain.enums import Role, RunStatus
 from domain.errors import Conflict, RateLimited, RouteurError, Unavailable
+from domain.events import Envelope
 from domain.messages import Message
 from domain.ports import Also, RecordStore, RunBacklog, RunQueue, RunSignals, SignalKind
-from domain.runs import ACTIVE, Run, RunInfo
+from domain.runs import ACTIVE, Run, RunFilter, RunInfo
 from domain.sessions import RawMessage
 from domain.text import one_line
 from services.agent_messages import asked_again, question_of, to_json, to_langchain, to_record
 from services.agent_registry import AgentRegistry
 from services.agent_service import AgentService
-from services.run_events import RunEvents
+from services.approval_forms import decided
+from services.run_events import Gap, RunEvents
 from services.run_worker import RunWorker
 from services.session_service import run_not_found
 
@@ -211,13 +217,31 @@ class BackgroundService:
         approved = answer.decision == "approve"
         value = answer.value
         if value is None:
-            value = _decided(None if found is None else found.payload, approved=approved, reason=answer.reason)
+            payload = None if found is None else found.payload
+            value = decided(payload, approved=approved, reason=answer.reason)
         status = await self._backlog.answer(
             run_id, caller.user_id, answer.approval_id, approved=approved, answer=value, by=caller.username
         )
         if status is RunStatus.QUEUED:
             await self._queue.wake(run_id, run.session_id, run.priority, datetime.now(UTC))
         return RunState(run_id=run_id, status=status)
+
+    async def take_over(self, one: HandOver, batch: EventBatch) -> bool:
+        """Keep a run that somebody waited for, and that waits for a human now (`agent_service.TakesOver`)."""
+        return await self._backlog.hand_over(one, batch)
+
+    async def waiting_in(self, session_id: str, caller: Principal) -> tuple[Run, list[Approval]] | None:
+        """The caller's run that waits in that session, and its open questions; None: none waits."""
+        wanted = RunFilter(caller.user_id, session_id=session_id, statuses=frozenset({RunStatus.WAITING}))
+        async with self._store.reading() as work:
+            found = await work.runs.find_runs(wanted, limit=1)
+        if not found:
+            return None
+        return found[0], [one for one in await self._backlog.approvals(found[0].id) if one.status == "pending"]
+
+    def follow(self, run_id: str, after: int, heartbeat: float) -> AsyncGenerator[list[Envelope] | Gap]:
+        """What a run tells after that event; as `RunEvents.follow`."""
+        return self._events.follow(run_id, after, heartbeat)
 
     async def requeue(self, run_id: str, caller: Principal, *, new_id: str | None = None) -> RunAccepted:
         """Send a dead letter again: a new run with the same question, in the same session.
@@ -355,11 +379,3 @@ def _messages(given: Any) -> list[Message]:
     if isinstance(given, dict):
         return [Message(role=Role.USER, content=to_json(given))]
     return list(given)
-
-
-def _decided(payload: Any, *, approved: bool, reason: str | None) -> Any:
-    """What the waiting node is handed: LangChain's middleware asks in a form of its own, and is answered in it."""
-    if isinstance(payload, dict) and isinstance(payload.get("action_requests"), list):
-        one = {"type": "approve"} if approved else {"type": "reject", "message": reason or "Rejected."}
-        return {"decisions": [one for _ in payload["action_requests"]]}
-    return {"approved": approved, "reason": reason}

@@ -154,6 +154,7 @@ async def open_services(
             sessions=sessions,
             registry=registry,
             recorder=recorder,
+            background=None if background is None else background.runs,
             voice=voice,
         )
         calls = RealtimeCalls(realtime)

@@ -18,6 +18,7 @@ from core.database.engine import Database
 from core.metrics import Metrics
 from core.security import SecretClaims
 from domain.auth import Principal, Scope
+from domain.background import AskedApproval
 from domain.errors import Forbidden, InvalidRequest, RateLimited, RouteurError, Unauthenticated, Unavailable
 from domain.sessions import NewSession
 from domain.targets import target_of
@@ -25,6 +26,7 @@ from services.agent_messages import from_records
 from services.agent_registry import AgentRegistry
 from services.agent_service import AgentService, Resolved
 from services.auth_service import AuthService
+from services.background_service import BackgroundService
 from services.client_secret_service import ClientSecretService
 from services.direct_service import AGENT as DIRECT
 from services.direct_service import DirectService
@@ -37,6 +39,7 @@ from services.realtime.relay_book import RelayTerms
 from services.realtime.schemas import SessionParameters, checked
 from services.realtime.seams import VoiceSeams
 from services.realtime.session_config import SessionConfig
+from services.realtime.waiting import WaitingRun
 from services.run_recorder import RunRecorder
 from services.session_service import SessionService
 from services.wire_messages import WireMessage, to_wire
@@ -97,6 +100,7 @@ class RealtimeService:
         sessions: SessionService,
         registry: AgentRegistry,
         recorder: RunRecorder,
+        background: BackgroundService | None,
         voice: VoiceSeams | None = None,
     ) -> None:
         self.settings = settings
@@ -110,6 +114,7 @@ class RealtimeService:
         self._sessions = sessions
         self._registry = registry
         self._recorder = recorder
+        self._background = background
         self._open: set[_Open] = set()
         self._of_user: Counter[str] = Counter()
 
@@ -258,13 +263,25 @@ class RealtimeService:
         for one in given:
             config.update(one)
         config.expires(min(time.time() + self.settings.total_seconds, ticket.expires_at))
-        answers = Answers(target, caller, self._agents, self._direct)
+        answers = Answers(target, caller, self._agents, self._direct, self._background)
 
         async def cut(message_id: str, text: str) -> None:
             await self._sessions.cut_message(session_id, message_id, text, caller)
 
         terms = Terms(caller, answers, history, describe, self.voice, cut)
-        return RealtimeConversation(config, terms, Outbox(self.settings.outbox_kb * 1_000), calls)
+        waiting = (
+            None if calls is None or target.agent is None else await self._waiting(session_id, target.agent, caller)
+        )
+        return RealtimeConversation(config, terms, Outbox(self.settings.outbox_kb * 1_000), calls, waiting)
+
+    async def _waiting(self, session_id: str, agent: str, caller: Principal) -> WaitingRun | None:
+        """A run of the session that waits for somebody's word, from whatever door it came."""
+        found = None if self._background is None else await self._background.waiting_in(session_id, caller)
+        if self._background is None or found is None or found[0].agent != agent:
+            return None
+        run, asked = found
+        questions = [AskedApproval(one.id, one.payload) for one in asked]
+        return WaitingRun(self._background, caller, run.agent, run.id, run.last_seq, questions)
 
     def _transcribing(self, ticket: Ticket, describe: Callable[[RouteurError], dict[str, Any]]) -> RealtimeConversation:
         """A conversation in which nobody answers."""
@@ -277,7 +294,7 @@ class RealtimeService:
         async def history() -> Sequence[WireMessage]:
             return []
 
-        answers = Answers(target, ticket.caller, self._agents, self._direct)
+        answers = Answers(target, ticket.caller, self._agents, self._direct, None)
         terms = Terms(ticket.caller, answers, history, describe, self.voice)
         return RealtimeConversation(config, terms, Outbox(self.settings.outbox_kb * 1_000))
 

@@ -21,7 +21,7 @@ from weakref import WeakValueDictionary
 from uuid_utils import uuid4, uuid7
 
 from domain.auth import Principal
-from domain.background import Recovered
+from domain.background import EventBatch, Recovered
 from domain.enums import RunStatus, SessionKind
 from domain.errors import InternalError, RouteurError
 from domain.events import AgentEvent, RunCancelled, RunFailed, RunFinished, RunId, RunTimedOut, UsageReported
@@ -154,11 +154,37 @@ class RunRecorder:
         """How many attached runs are going on."""
         return len(self._live)
 
+    def let_go(self, run_id: str) -> None:
+        """This process keeps that run alive no longer."""
+        self._live.pop(run_id, None)
+        self._leases.pop(run_id, None)
+        self._drafted.pop(run_id, None)
+
+    def batch_of(self, run: "Started", attempt: int, stream: RunStream, told: "Told", written: int) -> EventBatch:
+        """What a run that has not ended is to write, with its calls after the first `written` ones."""
+        past = stream.past.calls if stream.past else []
+        calls = costs_of([*past, *stream.calls])
+        totals = self.total(calls)
+        return EventBatch(
+            run_id=run.id,
+            attempt=attempt,
+            owner_id=run.owner_id,
+            session_id=run.session_id,
+            agent=run.agent,
+            first_seq=told.first_seq,
+            last_seq=told.last_seq,
+            events=told.events,
+            calls=calls[written:],
+            usage=totals.usage,
+            cost_pico=totals.cost_pico,
+            all_calls=len(calls),
+            unmeasured=totals.unmeasured,
+            unpriced=totals.unpriced,
+        )
+
     def end(self, end: RunEnd) -> Awaitable[bool]:
         """Write it; begun at once."""
-        self._live.pop(end.id, None)
-        self._leases.pop(end.id, None)
-        self._drafted.pop(end.id, None)
+        self.let_go(end.id)
         totals = self.total(end.calls)
         end.usage, end.cost_pico = totals.usage, totals.cost_pico
         end.unmeasured, end.unpriced = totals.unmeasured, totals.unpriced
@@ -268,15 +294,22 @@ class Started(Protocol):
     @property
     def owner_id(self) -> str: ...
     @property
+    def session_id(self) -> str | None: ...
+    @property
     def agent(self) -> str: ...
     @property
     def model(self) -> str | None: ...
 
 
 class Book:
-    """One run's place in the record (`agent_stream.RunBook`)."""
+    """One run's place in the record (`agent_stream.RunBook`).
+
+    Attributes:
+        keeper: takes the run over when it comes to wait for a human; None: then it has failed.
+    """
 
     def __init__(self, recorder: RunRecorder, start: Started, begun: RunBegun) -> None:
+        self.keeper: Callable[[RunStream, Paused], Awaitable[bool]] | None = None
         self._recorder = recorder
         self._start = start
         self.begun = begun
@@ -293,8 +326,19 @@ class Book:
         return None
 
     async def pause(self, run: RunStream, paused: Paused) -> bool:
-        """Somebody waits for it: it does not stop before its end."""
-        return False
+        """Somebody waits for it: it does not stop before its end, unless it is taken over."""
+        if self.keeper is None:
+            return False
+        try:
+            return await self.keeper(run, paused)
+        except RouteurError as error:
+            run.error = error
+            return False
+
+    def batch_of(self, run: RunStream, attempt: int) -> EventBatch:
+        """Everything that a run has told which has written nothing yet."""
+        told = Told(run.story.dump(), 1, run.story.last_seq)
+        return self._recorder.batch_of(self._start, attempt, run, told, 0)
 
     async def went_on_from(self, mark: str) -> None:
         """It goes on from that checkpoint."""

@@ -24,7 +24,7 @@ from services.agent_registry import AgentRegistry
 from services.agent_service import AgentService
 from services.agent_stream import Paused, RunStream
 from services.run_events import RunEvents
-from services.run_recorder import Book, RunRecorder, costs_of, never_ran
+from services.run_recorder import Book, RunRecorder, Told, never_ran
 from services.run_story import Story, load_story
 
 logger = logging.getLogger(__name__)
@@ -253,28 +253,11 @@ class RunWorker:
 
     # -- what the book asks --
 
-    def batch_of(self, live: _Live, stream: RunStream, told: str, first: int, last: int) -> EventBatch:
+    def batch_of(self, live: _Live, stream: RunStream, told: Told) -> EventBatch:
         """What is to be written, with the calls that have ended since the last time: they count as written now."""
-        past = stream.past.calls if stream.past else []
-        calls = costs_of([*past, *stream.calls])
-        totals = self.recorder.total(calls)
-        fresh, live.written = calls[live.written :], len(calls)
-        return EventBatch(
-            run_id=live.run.id,
-            attempt=live.run.attempt,
-            owner_id=live.run.owner_id,
-            session_id=live.run.session_id,
-            agent=live.run.agent,
-            first_seq=first,
-            last_seq=last,
-            events=told,
-            calls=fresh,
-            usage=totals.usage,
-            cost_pico=totals.cost_pico,
-            all_calls=len(calls),
-            unmeasured=totals.unmeasured,
-            unpriced=totals.unpriced,
-        )
+        batch = self.recorder.batch_of(live.run, live.run.attempt, stream, told, live.written)
+        live.written = batch.all_calls
+        return batch
 
     def may_retry(self, run: Run, error: RouteurError | None) -> bool:
         """True when the agent's config wants this failure to be tried again."""
@@ -302,9 +285,8 @@ class RunWorker:
                 story = Story()
                 for envelope in live.pending:
                     story.add(envelope)
-                batches.append(
-                    self.batch_of(live, live.stream, story.dump(), live.pending[0].seq, live.pending[-1].seq)
-                )
+                new = Told(story.dump(), live.pending[0].seq, live.pending[-1].seq)
+                batches.append(self.batch_of(live, live.stream, new))
                 told.append((live, count, written))
             if not batches:
                 return
@@ -428,7 +410,7 @@ class _BackgroundBook(Book):
         live, now = self._live, datetime.now(UTC)
         waiting = paused.why == "waiting"
         first = run.past.last_seq + 1 if run.past else 1
-        batch = self._worker.batch_of(live, run, run.story.dump(), first, run.story.last_seq)
+        batch = self._worker.batch_of(live, run, Told(run.story.dump(), first, run.story.last_seq))
         pause = Pause(
             run_id=live.run.id,
             attempt=live.run.attempt,

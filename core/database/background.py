@@ -9,7 +9,7 @@ from core.database import background_scripts as scripts
 from core.database.record_scripts import Codec, Script, Values
 from core.database.record_writer import RecordWriter
 from core.database.unit_of_work import UnitOfWork
-from domain.background import Approval, Beat, EventBatch, Limits, Pause, Submission
+from domain.background import Approval, Beat, EventBatch, HandOver, Limits, Pause, Submission
 from domain.enums import RunStatus
 from domain.ports import Also
 from domain.runs import Run
@@ -76,6 +76,10 @@ class SqlBacklog:
     async def pause(self, pause: Pause, batch: EventBatch | None) -> bool:
         """Let go of a run that waits, or goes back to the queue."""
         return await self._writer.submit(lambda codec: scripts.pause(codec, pause, batch))
+
+    async def hand_over(self, one: HandOver, batch: EventBatch) -> bool:
+        """Make an attached run one that waits in the background."""
+        return await self._writer.submit(lambda codec: scripts.hand_over(codec, one, batch))
 
     async def cancel(self, run_id: str, owner_id: str) -> RunStatus:
         """Ask for a run's end."""

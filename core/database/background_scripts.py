@@ -22,7 +22,7 @@ from core.database.record_scripts import (
     write_metadata,
     write_session,
 )
-from domain.background import Beat, EventBatch, Limits, Pause, Submission
+from domain.background import Beat, EventBatch, HandOver, Limits, Pause, Submission
 from domain.enums import RunStatus
 from domain.errors import Conflict, NotFound, RateLimited
 from domain.runs import NewMessage, SimplePart, counted_columns
@@ -101,6 +101,12 @@ _ASK = (
 _ASK_AGAIN = (
     "UPDATE approvals SET status = 'pending', answer = NULL, answered_at = NULL, answered_by = NULL, payload = :payload"
     " WHERE run_id = :run_id AND id = :id AND status <> 'pending'"
+)
+#: As if a worker had taken it once: its attempt is what it writes with from now on.
+_HAND_OVER = (
+    "UPDATE runs SET background = :yes, attempt = 1, has_thread = :yes, request = :request, time_limit = :time_limit,"
+    " may_resume = :may_resume, first_index = :first_index, synced = :synced"
+    " WHERE id = :id AND status = 'running' AND NOT background"
 )
 _OF_OWNER = "SELECT status, background FROM runs WHERE id = :id AND owner_id = :owner_id"
 _STOP_WAITING = (
@@ -298,6 +304,22 @@ def pause(codec: Codec, one: Pause, batch: EventBatch | None) -> Script[bool]:
         if not changed((yield _ASK, row)):
             yield _ASK_AGAIN, {name: row[name] for name in ("run_id", "id", "payload")}
     return True
+
+
+def hand_over(codec: Codec, one: HandOver, batch: EventBatch) -> Script[bool]:
+    """An attached run waits in the background; False when its end was asked for meanwhile."""
+    values = {
+        "id": one.pause.run_id,
+        "yes": True,
+        "request": _json(one.request),
+        "time_limit": one.time_limit,
+        "may_resume": one.may_resume,
+        "first_index": one.first_index,
+        "synced": one.synced,
+    }
+    if not changed((yield _HAND_OVER, values)):
+        return False
+    return (yield from pause(codec, one.pause, batch))
 
 
 def cancel(codec: Codec, run_id: str, owner_id: str, now: datetime) -> Script[RunStatus]:

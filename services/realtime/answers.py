@@ -3,7 +3,7 @@
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import orjson
 from pydantic import ValidationError
@@ -15,12 +15,13 @@ from domain.errors import InternalError, InvalidRequest, RouteurError
 from domain.events import AgentEvent, RunCancelled, RunFinished, TextDelta
 from domain.models import TunedCompletion
 from domain.targets import Target
-from domain.usage import Usage
 from services.agent_service import AgentService
-from services.agent_stream import RunStream
+from services.agent_stream import Paused, RunStream
+from services.background_service import BackgroundService
 from services.direct_answer import Block
 from services.direct_service import DirectRequest, DirectRun, DirectService
 from services.realtime.response import CallPiece, Piece, TextPiece
+from services.realtime.waiting import Answer, Ended, House, WaitingRun
 from services.wire_messages import WireMessage
 
 CANCELLED = "Cancelled by the client."
@@ -47,41 +48,22 @@ class Question:
     more: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(slots=True)
-class Ended:
-    """How an answer ended."""
-
-    usage: Usage | None = None
-    finish: FinishReason | None = None
-    error: RouteurError | None = None
-    cancelled: bool = False
-
-
-class Answer(Protocol):
-    """One answer that is being given: read `pieces` once; then `ended` says how it went."""
-
-    @property
-    def run_id(self) -> str: ...
-    @property
-    def ended(self) -> Ended: ...
-
-    def pieces(self) -> AsyncGenerator[list[Piece]]:
-        """What is said, as it comes. Closing it ends the run as cancelled."""
-        ...
-
-    def cancel(self) -> None:
-        """End it; what was said is kept as a partial message."""
-        ...
-
-
 class Answers:
     """Begins answers of one target for one caller."""
 
-    def __init__(self, target: Target, caller: Principal, agents: AgentService, direct: DirectService) -> None:
+    def __init__(
+        self,
+        target: Target,
+        caller: Principal,
+        agents: AgentService,
+        direct: DirectService,
+        background: BackgroundService | None,
+    ) -> None:
         self.target = target
         self._caller = caller
         self._agents = agents
         self._direct = direct
+        self._background = background  # None: runs that wait cannot be kept here
 
     async def begin(self, question: Question) -> Answer:
         """An answer, written down, and nothing asked of a model yet.
@@ -132,15 +114,22 @@ class Answers:
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False, include_context=False)[0]
             raise InvalidRequest(f"The agent cannot take that: {first['msg']}.", code="invalid_value") from None
-        return AgentAnswer(await self._agents.stream(command, self._caller))
+        house = self._background if question.session_id is not None else None  # else nobody could answer it
+        return AgentAnswer(await self._agents.stream(command, self._caller, over_to=house), house, self._caller)
 
 
 class AgentAnswer:
-    """An agent's run. Its own tool calls are its own: they are answered by the house and not told."""
+    """An agent's run. Its own tool calls are its own: they are answered by the house and not told.
 
-    def __init__(self, run: RunStream) -> None:
+    Args:
+        house: keeps it when it comes to wait for a human.
+    """
+
+    def __init__(self, run: RunStream, house: House | None, caller: Principal) -> None:
         self.ended = Ended()
         self._run = run
+        self._house = house
+        self._caller = caller
         self._cancelled = False
 
     @property
@@ -169,6 +158,14 @@ class AgentAnswer:
                         self._note(event)
                 if pieces:
                     yield pieces
+        if self._run.paused is not None and self._house is not None:
+            yield self._ask(self._run.paused, self._house)
+
+    def _ask(self, paused: Paused, house: House) -> list[Piece]:
+        run = self._run
+        waiting = WaitingRun(house, self._caller, run.agent, run.run_id, run.story.last_seq, paused.approvals)
+        self.ended.usage, self.ended.waiting = run.usage, waiting
+        return [*waiting.asks(), waiting.question()]
 
     def _note(self, event: AgentEvent) -> None:
         ended = self.ended

@@ -12,13 +12,14 @@ import orjson
 
 from domain.auth import Principal
 from domain.enums import FinishReason
-from domain.errors import Conflict, InternalError, InvalidRequest, RouteurError, UpstreamTimeout
-from services.realtime.answers import Answer, Question
+from domain.errors import Conflict, InternalError, InvalidRequest, NotFound, RouteurError, UpstreamTimeout
+from services.realtime.answers import Question
 from services.realtime.audio_buffer import AudioBuffer
-from services.realtime.items import Item, Items, item_id, item_of, wire_messages
+from services.realtime.items import ASKED_BY_THE_HOUSE, Item, Items, item_id, item_of, wire_messages
 from services.realtime.outbox import Outbox
-from services.realtime.response import Event, Outcome, ResponseEvents
+from services.realtime.response import Event, Outcome, ResponseEvents, approval_item
 from services.realtime.schemas import (
+    ApprovalReply,
     AudioAppend,
     Bare,
     ItemCreate,
@@ -37,10 +38,12 @@ from services.realtime.schemas import (
 from services.realtime.seams import Heard, Hearing, Turned, VoiceSeams
 from services.realtime.session_config import SessionConfig, parameters_of
 from services.realtime.voice.spoken import SpokenAnswer
+from services.realtime.waiting import Answer, WaitingRun
 from services.wire_messages import WireMessage
 
 logger = logging.getLogger(__name__)
 
+_APPROVAL = "mcp_approval_response"
 _MAX_TOKENS = "max_output_tokens"
 _SOUND = "output_audio"
 _CLOCKS_MS = 1_000  # by which the clock of who plays sound may be ahead
@@ -106,11 +109,12 @@ class _Active:
     """The response that is being given."""
 
     events: ResponseEvents
-    question: Callable[[], Question]
+    begin: Callable[[], Awaitable[Answer]]
     asked: list[Item]
     event_id: str | None
     output: OutputAudio | None = None  # how it is spoken; None: it is written
     alone: bool = False
+    unasked: bool = False  # the house began it, because a run that waited goes on
     answer: Answer | None = None
     spoken: SpokenAnswer | None = None
     cancelled: str | None = None
@@ -122,13 +126,21 @@ class RealtimeConversation:
 
     Args:
         calls: ids of the function calls of a stored session that goes on; None: it is a new one.
+        waiting: a run of that session that waits for somebody's word.
 
     Attributes:
         heard_at: when its client last said something, by the monotonic clock.
         ending: set once it is to end; the transport tells its client.
     """
 
-    def __init__(self, config: SessionConfig, terms: Terms, outbox: Outbox, calls: set[str] | None = None) -> None:
+    def __init__(
+        self,
+        config: SessionConfig,
+        terms: Terms,
+        outbox: Outbox,
+        calls: set[str] | None = None,
+        waiting: WaitingRun | None = None,
+    ) -> None:
         self.config = config
         self.outbox = outbox
         self.ending: Ending | None = None
@@ -145,6 +157,8 @@ class RealtimeConversation:
         self._at_ms = 0  # how much sound came before the present buffer
         self._owed = False  # a turn waits for the answer that is being given
         self._rules = ""  # what an agent was told to obey
+        self._waiting = waiting
+        self._watch: asyncio.Task[None] | None = None  # over the run that waits
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -161,6 +175,11 @@ class RealtimeConversation:
     def begin(self) -> None:
         """Greet the client."""
         self._tell({"type": "session.created", "session": self.config.shown()})
+        if self._waiting is not None:
+            for piece in self._waiting.asks():
+                item = approval_item(piece)
+                self._announce(item, self._items.add(item))
+            self._wait(self._waiting)
 
     @property
     def listens(self) -> bool:
@@ -225,7 +244,8 @@ class RealtimeConversation:
         self.outbox.close()
         self._drop_hearing()
         active = self._active
-        tasks = [*self._tasks, *([active.task] if active is not None and active.task is not None else [])]
+        others = [self._watch, None if active is None else active.task]
+        tasks = [*self._tasks, *(task for task in others if task is not None)]
         for task in tasks:
             task.cancel()
         for task in tasks:
@@ -242,7 +262,7 @@ class RealtimeConversation:
             case "session.update":
                 self._update(event)
             case "conversation.item.create":
-                self._create(checked(ItemCreate, event))
+                self._create(checked(ItemCreate, event), event_id)
             case "conversation.item.retrieve":
                 item = self._items.get(checked(ItemNamed, event).item_id)
                 self._tell({"type": "conversation.item.retrieved", "item": item.shown})
@@ -290,9 +310,15 @@ class RealtimeConversation:
         shown = self.config.shown()["audio"]["input"]
         return shown["format"], shown["turn_detection"]
 
-    def _create(self, sent: ItemCreate) -> None:
+    def _create(self, sent: ItemCreate, event_id: str | None) -> None:
+        if sent.item.get("type") == _APPROVAL:
+            reply = checked(ApprovalReply, sent.item, "item")
+            self._later(self._click(reply, sent.previous_item_id, event_id), f"answering {reply.approval_request_id}")
+            return
         item = item_of(read_item(sent.item, "item"))
         self._announce(item, self._items.create(item, sent.previous_item_id))
+        if self._waiting is not None:
+            self._waiting.note(item.id)
 
     def _announce(self, item: Item, before: str | None) -> None:
         for what in ("added", "done"):
@@ -308,7 +334,7 @@ class RealtimeConversation:
 
     def _check_deletable(self, item: Item) -> None:
         """What was answered is in the record: a model can be kept from hearing it again, an agent remembers."""
-        if item.shown["status"] == "in_progress":
+        if item.shown.get("status") == "in_progress":
             raise Conflict("The item is being said; cancel its response first.", code="item_in_progress")
         if self.config.is_agent:
             raise Conflict("An agent has heard that item and remembers it.", code="item_remembered", param="item_id")
@@ -350,7 +376,7 @@ class RealtimeConversation:
         self._tell({"type": "conversation.item.truncated", **told})
 
     async def _cut_record(self, record_id: str, text: str) -> None:
-        if self._terms.cut is None:
+        if self._terms.cut is None or record_id.startswith(ASKED_BY_THE_HOUSE):
             return
         try:
             await self._terms.cut(record_id, text)
@@ -365,9 +391,12 @@ class RealtimeConversation:
 
     # -- responses --
 
-    def _respond(self, asked: ResponseParameters, event_id: str | None) -> None:
+    def _respond(self, asked: ResponseParameters, event_id: str | None, *, unasked: bool = False) -> None:
         if self.config.transcribes:
             raise InvalidRequest("This session only transcribes: nobody answers in it.", code="unsupported_event")
+        if self._active is not None and self._active.unasked and asked == ResponseParameters():
+            self._active.unasked = False  # it is the one that is wanted
+            return
         if self._active is not None:
             raise Conflict(
                 f"The conversation already has an active response: {self._active.events.id}.",
@@ -381,15 +410,66 @@ class RealtimeConversation:
                 code="unsupported_parameter",
                 param="response.input",
             )
+        if self._waiting is not None and not alone:
+            items, begin = self._replying(self._waiting, asked)
+        else:
+            items, begin = self._asking(asked, taken, alone=alone)
+        active = _Active(self._events_of(asked, taken), begin, items, event_id, alone=alone, unasked=unasked)
+        if taken["output_modalities"] == ["audio"]:
+            active.output = checked(OutputAudio, taken["audio"])
+        self._active, self._owed = active, False
+        for item in items:
+            item.heard = True
+        active.task = asyncio.create_task(self._run(active), name=f"response {active.events.id}")
+
+    def _asking(
+        self, asked: ResponseParameters, taken: dict[str, Any], *, alone: bool
+    ) -> tuple[list[Item], Callable[[], Awaitable[Answer]]]:
+        """A new question: the items that are asked, and how its answer begins."""
         items = [] if alone else self._items.unheard()
         given = [item.shown for item in items] if asked.input is None else self._inputs(asked.input)
-        if alone and asked.input is None:
+        whole = alone and asked.input is None
+        if whole:
             given = [item.shown for item in self._items.unheard()]
         ids = [item.record_id for item in items]
 
-        def question() -> Question:
-            return self._question(taken, given, ids, asked, alone=alone)
+        async def begin() -> Answer:
+            question = self._question(taken, given, ids, asked, alone=alone)
+            if whole:
+                question = _with_history(question, await self._terms.history(), self._deleted)
+            self._check_question(question, items)
+            answer = await self._terms.answers.begin(question)
+            self._rules = question.instructions or self._rules
+            return answer
 
+        return items, begin
+
+    def _replying(
+        self, waiting: WaitingRun, asked: ResponseParameters
+    ) -> tuple[list[Item], Callable[[], Awaitable[Answer]]]:
+        """What was said since a run asked for somebody's word, and how the answer to that begins."""
+        for name in ("instructions", "max_output_tokens", "tools", "metadata"):
+            if getattr(asked, name):
+                raise InvalidRequest(
+                    f"The agent waits for an approval, and goes on as it began: leave {name} out.",
+                    code="unsupported_parameter",
+                    param=f"response.{name}",
+                )
+        items = [item for item in self._items.unheard() if item.shown.get("role") == "user"]
+
+        async def begin() -> Answer:
+            if not waiting.open:  # it goes on already: what was said meanwhile is for the next question
+                self._give_back(items)
+                items.clear()
+            answer = await waiting.reply([(item.id, _words_of(item)) for item in items])
+            if not waiting.open and self._waiting is waiting:
+                self._wait(None)
+            return answer
+
+        return items, begin
+
+    def _events_of(self, asked: ResponseParameters, taken: dict[str, Any]) -> ResponseEvents:
+        alone = asked.conversation == "none"
         echo = {
             "conversation_id": None if alone else f"conv_{self.session_id}",
             "output_modalities": taken["output_modalities"],
@@ -397,15 +477,7 @@ class RealtimeConversation:
             "metadata": asked.metadata,
             "audio": {"output": {name: taken["audio"][name] for name in ("format", "voice")}},
         }
-        events = ResponseEvents(self._tell, None if alone else self._items.add, echo, self._tell_sound)
-        active = self._active = _Active(events, question, items, event_id, alone=alone)
-        if taken["output_modalities"] == ["audio"]:
-            active.output = checked(OutputAudio, taken["audio"])
-        self._owed = False
-        for item in items:
-            item.heard = True
-        whole = alone and asked.input is None
-        active.task = asyncio.create_task(self._run(active, whole=whole), name=f"response {events.id}")
+        return ResponseEvents(self._tell, None if alone else self._items.add, echo, self._tell_sound)
 
     def _question(
         self, taken: dict[str, Any], given: list[Event], ids: list[str], asked: ResponseParameters, *, alone: bool
@@ -436,28 +508,26 @@ class RealtimeConversation:
             where = f"response.input.{place}"
             if one.get("type") == "item_reference" or (one.get("type") is None and set(one) == {"id"}):
                 reference = checked(ItemReference, {"type": "item_reference", **one}, where)
-                found.append(self._items.get(reference.id, f"{where}.id").shown)
+                item = self._items.get(reference.id, f"{where}.id")
+                if item.shown["type"].startswith("mcp_"):
+                    raise InvalidRequest("An approval is no input.", code="unsupported_parameter", param=f"{where}.id")
+                found.append(item.shown)
             else:
                 found.append(item_of(read_item(one, where)).shown)
         return found
 
-    async def _run(self, active: _Active, *, whole: bool) -> None:
+    async def _run(self, active: _Active) -> None:
         """Give one response, to its end."""
         outcome: Outcome | None = None
         try:
             await self._all_heard()
-            question = active.question()
-            if whole:
-                question = _with_history(question, await self._terms.history(), self._deleted)
-            self._check_question(question, active.asked)
-            active.answer = await self._terms.answers.begin(question)
-            self._rules = question.instructions or self._rules
+            active.answer = await active.begin()
             active.events.created()
             if active.cancelled is not None:
                 active.answer.cancel()
             outcome = await self._told(active, active.answer)
         except RouteurError as error:
-            self._give_back(active)
+            self._give_back(active.asked)
             self._active = None
             self._refuse(error, active.event_id)
             self._answer_owed()
@@ -476,16 +546,55 @@ class RealtimeConversation:
         if active.spoken is not None and outcome.status == "cancelled" and not active.alone:
             for record_id, said in active.spoken.unsaid.items():
                 await self._cut_record(record_id, said.rstrip())
+        if active.answer is not None and (waiting := active.answer.ended.waiting) is not None:
+            waiting.told = outcome.status == "completed"
+            if waiting is not self._waiting:
+                self._wait(waiting)
         self._answer_owed()
 
     def _answer_owed(self) -> None:
-        """A turn ended while another was answered: it has its answer now."""
-        if self._owed and self._active is None and self.ending is None:
-            self._owed = False
+        """A turn ended while another was answered, or a run that waited goes on: it has its answer now."""
+        resumed = self._waiting is not None and not self._waiting.open
+        if (self._owed or resumed) and self._active is None and self.ending is None:
+            unasked, self._owed = not self._owed, False
             try:
-                self._respond(ResponseParameters(), None)
+                self._respond(ResponseParameters(), None, unasked=unasked)
             except RouteurError as error:
                 self._refuse(error, None)
+
+    # -- approvals --
+
+    def _wait(self, waiting: WaitingRun | None) -> None:
+        """A run waits for somebody's word from now on; None: none does any more."""
+        self._waiting = waiting
+        if self._watch is not None and self._watch is not asyncio.current_task():
+            self._watch.cancel()
+        self._watch = None
+        if waiting is not None:
+            self._watch = asyncio.create_task(self._watched(waiting), name=f"watching {waiting.run_id}")
+
+    async def _watched(self, waiting: WaitingRun) -> None:
+        """It may go on because somebody has answered elsewhere: then the rest of it is told here."""
+        try:
+            await waiting.resumed()
+        except RouteurError as error:
+            self._refuse(error, None)
+            return
+        if self._waiting is waiting:
+            self._answer_owed()
+
+    async def _click(self, reply: ApprovalReply, after: str | None, event_id: str | None) -> None:
+        """Somebody has seen the question and answers it by its id."""
+        shown = reply.model_dump(exclude_none=True)
+        item = Item(reply.id or item_id(), {**shown, "id": reply.id or item_id()}, heard=True)
+        try:
+            if self._waiting is None:
+                raise NotFound("No approval is open.", code="approval_not_found", param="item.approval_request_id")
+            self._items.check_new(item)
+            await self._waiting.answer(reply.approval_request_id, approved=reply.approve, reason=reply.reason)
+            self._announce(item, self._items.create(item, after))
+        except RouteurError as error:
+            self._refuse(error, event_id)
 
     async def _told(self, active: _Active, answer: Answer) -> Outcome:
         """Tell the pieces of an answer as they come; gives how it ended."""
@@ -547,9 +656,9 @@ class RealtimeConversation:
             raise InvalidRequest("There is nothing to answer: create an item first.", code="conversation_empty")
 
     @staticmethod
-    def _give_back(active: _Active) -> None:
-        """It was not begun: what was to be asked is unheard still."""
-        for item in active.asked:
+    def _give_back(asked: list[Item]) -> None:
+        """What was to be asked is unheard still."""
+        for item in asked:
             item.heard = False
 
     def _cancel(self, sent: ResponseCancel) -> None:
@@ -619,6 +728,8 @@ class RealtimeConversation:
         if turned.what == "started":
             buffer.begin(turned.at_ms)
             self._speaking = item_id()
+            if self._waiting is not None:
+                self._waiting.note(self._speaking)
             told = {"item_id": self._speaking, "audio_start_ms": turned.at_ms}
             self._tell({"type": "input_audio_buffer.speech_started", **told})
             self._follow()
@@ -652,6 +763,8 @@ class RealtimeConversation:
         """The turn is over: it becomes an item, and its words follow; `answer`: and then the response."""
         sound = self._ears().take(until_ms)
         new_id, self._speaking = self._speaking or item_id(), None
+        if self._waiting is not None and until_ms is None:  # nobody told when it began
+            self._waiting.note(new_id)
         hearing, self._hearing = self._hearing, None
         part: Event = {"type": "input_audio", "transcript": None}
         head = {"id": new_id, "object": "realtime.item", "type": "message", "status": "completed"}
@@ -745,6 +858,11 @@ def _usage_of(heard: Heard) -> Event:
     details = {"audio_tokens": audio, "text_tokens": usage.input_tokens - audio}
     counted = {name: getattr(usage, name) for name in ("input_tokens", "output_tokens", "total_tokens")}
     return {"type": "tokens", **counted, "input_token_details": details}
+
+
+def _words_of(item: Item) -> str:
+    """What a message says."""
+    return " ".join(part.get("text") or part.get("transcript") or "" for part in item.shown["content"])
 
 
 def _says_nothing(message: WireMessage) -> bool:

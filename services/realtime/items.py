@@ -20,6 +20,15 @@ def item_id() -> str:
     return f"item_{uuid7().hex[:26]}"  # OpenAI's are at most 32 characters
 
 
+#: Of messages that the house says itself, to ask for an approval: the record has the approval instead.
+ASKED_BY_THE_HOUSE = "ask_"
+
+
+def asking_id() -> str:
+    """An id for such a message."""
+    return f"{ASKED_BY_THE_HOUSE}{uuid7().hex[:28]}"
+
+
 @dataclass(slots=True)
 class Item:
     """One item.
@@ -108,10 +117,7 @@ class Items:
             Conflict: its id is taken, or what comes after that place was answered already.
             InvalidRequest: there are too many, or it answers a call that nobody asked for.
         """
-        if item.id in self._by_id:
-            raise Conflict(f"There is an item '{item.id}' already.", code="item_exists", param="item.id")
-        if len(self._order) >= MOST_ITEMS or self._size + _size_of(item.shown) > MOST_CHARS:
-            raise InvalidRequest("The conversation holds too much; delete items first.", code="conversation_full")
+        self.check_new(item)
         shown = item.shown
         if shown["type"] == "function_call_output" and shown["call_id"] not in self.calls:
             raise NotFound(
@@ -130,6 +136,16 @@ class Items:
             )
         self._insert(place, item)
         return self._order[place - 1] if place else None
+
+    def check_new(self, item: Item) -> None:
+        """Raises:
+        Conflict: its id is taken.
+        InvalidRequest: there are too many.
+        """
+        if item.id in self._by_id:
+            raise Conflict(f"There is an item '{item.id}' already.", code="item_exists", param="item.id")
+        if len(self._order) >= MOST_ITEMS or self._size + _size_of(item.shown) > MOST_CHARS:
+            raise InvalidRequest("The conversation holds too much; delete items first.", code="conversation_full")
 
     def remove(self, item: Item) -> None:
         """Take it out."""

@@ -31,7 +31,17 @@ class CallPiece:
     arguments: str
 
 
-Piece = TextPiece | CallPiece
+@dataclass(frozen=True, slots=True)
+class AskPiece:
+    """Something that an agent may not do before somebody has said yes; `arguments` is JSON."""
+
+    approval_id: str
+    agent: str
+    name: str
+    arguments: str
+
+
+Piece = TextPiece | CallPiece | AskPiece
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +104,8 @@ class ResponseEvents:
         """Tell one piece."""
         if isinstance(piece, CallPiece):
             self._call(piece)
+        elif isinstance(piece, AskPiece):
+            self._ask(piece)
         else:
             self._text(piece)
 
@@ -192,6 +204,20 @@ class ResponseEvents:
         told = {name: shown[name] for name in ("call_id", "name", "arguments")}
         self._emit({"type": "response.function_call_arguments.done", **self._place(opened), **told})
 
+    # -- approvals --
+
+    def _ask(self, piece: AskPiece) -> None:
+        item = approval_item(piece)
+        where = {"response_id": self.id, "output_index": len(self._output)}
+        self._output.append(item)
+        self._emit({"type": "response.output_item.added", **where, "item": item.shown})
+        if self._keep is not None:
+            before = self._keep(item)
+            for what in ("added", "done"):
+                told = {"type": f"conversation.item.{what}", "previous_item_id": before, "item": item.shown}
+                self._emit(told)
+        self._emit({"type": "response.output_item.done", **where, "item": item.shown})
+
     # -- items --
 
     def _begin(self, new_id: str, shown: Event, key: str) -> _Open:
@@ -233,6 +259,12 @@ class ResponseEvents:
             **self._echo,
             "usage": None if usage is None else usage_body(usage),
         }
+
+
+def approval_item(piece: AskPiece) -> Item:
+    """A question as the protocol has it: OpenAI's servers ask so before they call a tool of an MCP server."""
+    shown = {"id": piece.approval_id, "type": "mcp_approval_request", "server_label": piece.agent}
+    return Item(piece.approval_id, {**shown, "name": piece.name, "arguments": piece.arguments}, heard=True)
 
 
 def usage_body(usage: Usage) -> Event:

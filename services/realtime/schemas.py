@@ -351,6 +351,16 @@ class CallOutputItem(_Item):
     output: Words
 
 
+class ApprovalReply(_Sent):
+    """A yes or a no to an `mcp_approval_request`, from somebody who saw it."""
+
+    type: Literal["mcp_approval_response"]
+    id: ItemId | None = None
+    approval_request_id: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9-]{1,64}$")]
+    approve: bool
+    reason: Annotated[str, StringConstraints(max_length=4_000)] | None = None
+
+
 class ItemReference(_Sent):
     """An item of the conversation, in the input of a response."""
 

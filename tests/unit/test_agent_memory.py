@@ -67,7 +67,7 @@ async def gone_on(told: list[AgentEvent], messages: list[BaseMessage]) -> list[A
     assert given is None, "the checkpoint knows what comes next"
     stream = RunStream(
         compiled, [], config, agent="a", model="m", limit=5, streams=False, run_id="r", given=given, past=past,
-        background=True,
+        waits=True,
     )  # fmt: skip
     events = await stream.collect()
     assert [one.seq for one in events] == list(range(len(story) + 1, len(story) + len(events) + 1))
