@@ -12,6 +12,8 @@ import pytest
 from tests.contracts.storage import new_storage
 from tests.fakes.house import House, house_settings, open_house
 from tests.fakes.realtime import Socket, talking, user, words
+from tests.fakes.speech import need_speech
+from tests.fakes.voices import Microphone, heard_in, said, sound_of, transcript_of
 from tests.integration.test_background_api import PLACES, with_agents
 
 pytestmark = pytest.mark.anyio
@@ -312,3 +314,62 @@ async def settled(house: House, run_id: str, status: str) -> dict[str, Any]:
             if run["status"] == status:
                 return run
             await asyncio.sleep(0.05)
+
+
+# -- by voice --
+
+
+@pytest.fixture(scope="module")
+async def spoken(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House]:
+    """A house in which everybody talks."""
+    need_speech()
+    settings = with_agents(house_settings(tmp_path_factory.mktemp("asking-aloud")))
+    realtime = settings.realtime.model_copy(update={"output": "audio", "speech_model": "offline/flite"})
+    hearing = settings.transcription.model_copy(update={"model": "offline/pocketsphinx"})
+    async with open_house(settings.model_copy(update={"realtime": realtime, "transcription": hearing})) as house:
+        yield house
+
+
+async def say(talk: Socket, text: str) -> list[dict[str, Any]]:
+    """What comes of a spoken turn, to the end of its answer."""
+    async with Microphone(talk) as microphone:
+        await microphone.say(said(text))
+        microphone.stay_on()
+        return await talk.until("rate_limits.updated")
+
+
+async def test_a_question_is_asked_aloud_and_a_spoken_yes_lets_the_agent_act(spoken: House) -> None:
+    async with talking(spoken, ASKER) as talk:
+        asked = await ask(talk, "Please send the message")  # typed: these ears are not sure of the word
+        assert transcript_of(asked) == "I see: message.May I send the message?"
+        assert len(sound_of(asked)) > 48_000
+        assert (await run_of(spoken, talk.session["id"]))["status"] == "waiting"
+        again = await say(talk, "What is the capital of France?")
+        assert transcript_of(again) == "I need a yes or a no. May I send the message?"
+        assert done_things(spoken) == []
+        told = await say(talk, "Yes please.")
+        assert transcript_of(told) == "The message is on its way.That is all.", heard_in(told)
+        assert response(told)["status"] == "completed"
+        assert done_things(spoken) == ["message"]
+        refused = await ask(talk, "Please send the message")
+        assert transcript_of(refused).endswith("May I send the message?")
+        assert transcript_of(await say(talk, "No, stop.")).startswith("The message stays here")
+        assert done_things(spoken) == []
+
+
+async def test_who_speaks_into_the_question_has_not_answered_it(spoken: House) -> None:
+    async with talking(spoken, ASKER) as talk:
+        await talk.say("Please send the message")
+        await talk.send("response.create")
+        await talk.until("response.output_audio_transcript.delta")
+        async with Microphone(talk) as microphone:  # at once, and over what is being said
+            await talk.send("response.cancel")
+            await microphone.say(said("Yes please."))
+            microphone.stay_on()
+            events = await talk.until("rate_limits.updated")
+            assert response(events)["status"] == "cancelled"
+            events = await talk.until("rate_limits.updated")
+        assert transcript_of(events) == "May I send the message?"
+        assert done_things(spoken) == []
+        assert transcript_of(await say(talk, "Yes please.")).startswith("The message is on its way.")
+        assert done_things(spoken) == ["message"]
