@@ -32,7 +32,8 @@ from services.direct_service import AGENT as DIRECT
 from services.direct_service import DirectService
 from services.llm_providers.base import BaseProvider
 from services.realtime.answers import Answers
-from services.realtime.conversation import Conversation, Ending, RealtimeConversation, Terms
+from services.realtime.conversation import Conversation, Ending, RealtimeConversation
+from services.realtime.line import Terms
 from services.realtime.outbox import Outbox
 from services.realtime.relay import RelayConversation
 from services.realtime.relay_book import RelayTerms

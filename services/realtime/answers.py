@@ -137,7 +137,7 @@ class AgentAnswer:
         """Of the run in the record."""
         return str(self._run.run_id)
 
-    def cancel(self) -> None:
+    def cancel(self, *, spoken_over: bool = False) -> None:
         """As `Answer.cancel`."""
         self._cancelled = True
         self._run.cancel(CANCELLED)
@@ -191,7 +191,7 @@ class ModelAnswer:
         """Of the run in the record."""
         return str(self._run.run_id)
 
-    def cancel(self) -> None:
+    def cancel(self, *, spoken_over: bool = False) -> None:
         """As `Answer.cancel`."""
         self._cancelled = True
         self._run.cancel(CANCELLED)

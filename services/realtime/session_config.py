@@ -79,6 +79,12 @@ class SessionConfig:
                 "audio": {"input": heard},
             }
 
+    @property
+    def session_id(self) -> str:
+        """Of the stored session."""
+        found: str = self._shown["id"]
+        return found
+
     def shown(self) -> dict[str, Any]:
         """The whole session, as its client sees it."""
         return self._shown

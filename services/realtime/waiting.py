@@ -69,8 +69,12 @@ class Answer(Protocol):
         """What is said, as it comes. Closing it ends a run that is nobody else's as cancelled."""
         ...
 
-    def cancel(self) -> None:
-        """End it; what was said is kept as a partial message."""
+    def cancel(self, *, spoken_over: bool = False) -> None:
+        """End it; what was said is kept as a partial message.
+
+        Args:
+            spoken_over: nobody has asked for its end, but somebody speaks.
+        """
         ...
 
 
@@ -190,7 +194,7 @@ class HouseAnswer:
         self.ended = Ended(waiting=waiting)
         self._question = question
 
-    def cancel(self) -> None:
+    def cancel(self, *, spoken_over: bool = False) -> None:
         """As `Answer.cancel`: the run goes on waiting."""
 
     async def pieces(self) -> AsyncGenerator[list[Piece]]:
@@ -199,7 +203,10 @@ class HouseAnswer:
 
 
 class FollowedAnswer:
-    """The rest of a run that goes on in the background. Whoever stops reading it does not stop the run."""
+    """The rest of a run that goes on in the background.
+
+    Whoever stops reading it does not stop the run, nor does whoever speaks: somebody has just said yes to it.
+    """
 
     def __init__(self, house: House, caller: Principal, agent: str, run_id: str, after: int) -> None:
         self.run_id = run_id
@@ -211,9 +218,9 @@ class FollowedAnswer:
         self._asked: list[AskedApproval] = []
         self._cancelling: asyncio.Task[None] | None = None
 
-    def cancel(self) -> None:
+    def cancel(self, *, spoken_over: bool = False) -> None:
         """As `Answer.cancel`."""
-        if self._cancelling is None:
+        if self._cancelling is None and not spoken_over:
             self._cancelling = asyncio.create_task(self._cancel(), name=f"cancelling {self.run_id}")
 
     async def _cancel(self) -> None:

@@ -1,4 +1,4 @@
-"""kill -9 under a realtime session whose agent waits for a yes: the next process hears it, and the deed is done once."""
+"""kill -9 under a realtime session whose agent waits for a yes: the next process hears it, and it is done once."""
 
 from pathlib import Path
 from typing import Any

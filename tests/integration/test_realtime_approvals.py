@@ -5,7 +5,6 @@ import importlib
 from collections.abc import AsyncIterator
 from typing import Any
 
-import httpx
 import orjson
 import pytest
 
@@ -44,9 +43,14 @@ async def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
             yield opened
 
 
+def code_of(house: House) -> Any:
+    """The agent's own module."""
+    return importlib.import_module(house.services.registry.get("asker").builder.__module__)
+
+
 def done_things(house: House) -> list[str]:
     """What the agent has really done, since this was last asked."""
-    module = importlib.import_module(house.services.registry.get("asker").builder.__module__)
+    module = code_of(house)
     things, module.done[:] = list(module.done), []
     return things
 
@@ -177,6 +181,10 @@ async def test_a_click_answers_by_the_requests_id_once(place: House) -> None:
         await talk.send("conversation.item.create", item={**reply, "approval_request_id": "nothing"}, event_id="wrong")
         error = await talk.error()
         assert (error["code"], error["event_id"]) == ("approval_not_found", "wrong")
+        for wrong in ({"previous_item_id": "nobody"}, {"item": {**reply, "id": request["id"]}}):
+            await talk.send("conversation.item.create", **{"item": reply, **wrong})
+            assert (await talk.error())["code"] in ("item_not_found", "item_exists")
+        assert (await run_of(place, talk.session["id"]))["status"] == "waiting", "nothing wrong approves anything"
         await talk.send("conversation.item.create", item=reply)
         await talk.send("conversation.item.create", item=reply, event_id="again")
         await talk.send("response.create")
@@ -271,6 +279,35 @@ async def test_a_cancelled_run_gives_the_conversation_back(place: House) -> None
         assert response(events)["status"] == "cancelled"
         assert words(await ask(talk, "Now do nothing")) == "I see: nothing.That is all."
         assert done_things(place) == []
+
+
+async def test_what_was_approved_can_be_cancelled_and_can_fail(place: House) -> None:
+    async with talking(place, ASKER) as talk:
+        await ask(talk, "Please do something slow")
+        await talk.say("yes")
+        await talk.send("response.create")
+        await talk.until("response.created")
+        await talk.send("response.cancel")
+        assert response(await talk.until("rate_limits.updated"))["status"] == "cancelled"
+        await ask(talk, "Please make a fault")
+        failed = response(await ask(talk, "yes"))
+        assert failed["status_details"]["error"]["code"] == "agent_failed"
+        assert "RuntimeError" not in orjson.dumps(failed).decode()
+        assert words(await ask(talk, "Now do nothing")) == "I see: nothing.That is all."
+    assert done_things(place) == []
+
+
+async def test_what_was_approved_is_done_though_everybody_leaves(place: House) -> None:
+    code_of(place).may_end.clear()
+    async with talking(place, ASKER) as talk:
+        await ask(talk, "Please do something slow")
+        await talk.say("yes")
+        await talk.send("response.create")
+        await talk.until("response.created")
+        run = await run_of(place, talk.session["id"])
+    code_of(place).may_end.set()
+    assert (await settled(place, run["run_id"], "completed"))["output"] == "That is all."
+    assert done_things(place) == ["slow"]
 
 
 async def test_while_it_waits_an_agent_takes_no_new_orders(place: House) -> None:
@@ -373,3 +410,23 @@ async def test_who_speaks_into_the_question_has_not_answered_it(spoken: House) -
         assert done_things(spoken) == []
         assert transcript_of(await say(talk, "Yes please.")).startswith("The message is on its way.")
         assert done_things(spoken) == ["message"]
+
+
+async def test_who_speaks_over_approved_work_stops_the_voice_and_not_the_work(spoken: House) -> None:
+    code_of(spoken).may_end.clear()
+    async with talking(spoken, ASKER) as talk:
+        await ask(talk, "Please do something slow")
+        await talk.say("yes")
+        await talk.send("response.create")
+        await talk.until("response.created")
+        async with Microphone(talk) as microphone:
+            await microphone.say(said("Please do nothing."))
+            microphone.stay_on()
+            await talk.until("conversation.item.input_audio_transcription.completed")
+            code_of(spoken).may_end.set()
+            first = await talk.until("rate_limits.updated")
+            then = await talk.until("rate_limits.updated")
+    assert response(first)["status_details"] == {"type": "cancelled", "reason": "turn_detected"}
+    assert sound_of(first) == b""
+    assert transcript_of(then).startswith("I see: "), "what was said meanwhile is answered afterwards"
+    assert done_things(spoken) == ["slow"]

@@ -12,13 +12,15 @@ from domain.auth import CredentialKind, Principal, Scope, UserId
 from domain.enums import FinishReason
 from domain.errors import RouteurError, UpstreamFailure
 from domain.targets import target_of
-from services.realtime.answers import Ended, Question
-from services.realtime.conversation import Ending, RealtimeConversation, Terms
+from services.realtime.answers import Question
+from services.realtime.conversation import Ending, RealtimeConversation
+from services.realtime.line import Terms
 from services.realtime.outbox import Outbox
 from services.realtime.response import CallPiece, Piece, TextPiece
 from services.realtime.schemas import AudioFormat, Transcription, TurnDetection
 from services.realtime.seams import Heard, Turned, VoiceSeams
 from services.realtime.session_config import SessionConfig
+from services.realtime.waiting import Ended
 from tests.fakes.realtime import SERVER_EVENT, user
 
 pytestmark = pytest.mark.anyio
@@ -38,7 +40,7 @@ class ScriptedAnswer:
         if not hangs:
             self._stop.set()
 
-    def cancel(self) -> None:
+    def cancel(self, *, spoken_over: bool = False) -> None:
         self.ended = Ended(cancelled=True)
         self._stop.set()
 

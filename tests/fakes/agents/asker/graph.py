@@ -1,5 +1,6 @@
 """It asks before it does anything: what, the last word of its user says. `done` is what it has really done."""
 
+import asyncio
 from typing import Any
 
 from langchain_core.messages import AIMessage
@@ -10,6 +11,8 @@ from graphs.builder import AgentGraph, GraphContext
 
 #: What was done, by what was asked: the tests look at it.
 done: list[str] = []
+#: Something slow is done when this is set.
+may_end = asyncio.Event()
 
 
 def build_graph(_context: GraphContext) -> AgentGraph:
@@ -44,14 +47,18 @@ def targets(state: MessagesState) -> list[Send] | str:
     return [Send("act", {"what": what}) for what in (["mail", "letter"] if word == "both" else [word])]
 
 
-def act(state: dict[str, str]) -> dict[str, Any]:
+async def act(state: dict[str, str]) -> dict[str, Any]:
     """Ask, and do it."""
     what = state["what"]
     if what == "when":
         given = interrupt({"question": "When shall I send it?", "answer": "text"})
         return {"messages": [AIMessage(f"I shall send it {given}.")]}
     if what == "tool":
-        call = {"name": "send_mail", "args": {"to": "Bob"}, "description": "Tool execution\n\nTool: send_mail\nArgs: {}"}
+        call = {
+            "name": "send_mail",
+            "args": {"to": "Bob"},
+            "description": "Tool execution\n\nTool: send_mail\nArgs: {}",
+        }
         decisions = interrupt({"action_requests": [call], "review_configs": []})["decisions"]
         return {"messages": [AIMessage(f"The decision is {decisions[0]['type']}.")]}
     if what == "twice":
@@ -60,6 +67,10 @@ def act(state: dict[str, str]) -> dict[str, Any]:
     answer = interrupt({"question": f"May I send the {what}?", "to": "Bob"})
     if not answer["approved"]:
         return {"messages": [AIMessage(f"The {what} stays here: {answer['reason']}")]}
+    if what == "slow":
+        await may_end.wait()
+    if what == "fault":
+        raise RuntimeError("it fails")
     done.append(what)
     return {"messages": [AIMessage(f"The {what} is on its way.")]}
 
