@@ -12,7 +12,7 @@ from uuid_utils import uuid7
 
 from core.database.engine import Database, open_database
 from core.database.migrate import alembic_config
-from domain.background import AskedApproval, Beat, EventBatch, Limits, Pause, Submission
+from domain.background import AskedApproval, Beat, EventBatch, HandOver, Limits, Pause, Submission
 from domain.enums import RunStatus, SessionKind
 from domain.errors import Conflict, NotFound, RateLimited
 from domain.runs import CallCost, RunEnd, RunFilter
@@ -291,6 +291,34 @@ async def test_a_waiting_run_goes_on_when_the_last_approval_is_answered(database
     assert [(each.id, each.payload, each.status, each.answer) for each in stored] == [
         ("a", {"question": "日本"}, "approved", {"x": 1}), ("b", None, "approved", {"x": 1}),
     ]  # fmt: skip
+
+
+async def test_an_attached_run_that_asks_waits_in_the_background_from_then_on(database: Database) -> None:
+    asking, stopped = start(), start()
+    for one in (asking, stopped):
+        await database.records.begin_run(one)
+    assert await database.backlog.cancel(stopped.id, "ada") is RunStatus.CANCELLING
+
+    def handed(run_id: str) -> HandOver:
+        asked = [AskedApproval("a", {"question": "?"})]
+        pause = Pause(run_id, 1, RunStatus.WAITING, datetime.now(UTC), 2.5, approvals=asked)
+        return HandOver(pause, {"max_tokens": 9}, 60.0, may_resume=True, first_index=0, synced=0)
+
+    paid = {"calls": [CallCost("a/b", USAGE, 7)], "usage": USAGE, "all_calls": 1}
+    assert await database.backlog.hand_over(handed(asking.id), batch(asking.id, 1, 4, **paid))
+    assert not await database.backlog.hand_over(handed(asking.id), batch(asking.id, 1, 4, **paid)), "once"
+    assert not await database.backlog.hand_over(handed(stopped.id), batch(stopped.id, 1, 4, **paid))
+    assert not await database.backlog.approvals(stopped.id)
+    late = datetime.now(UTC) + timedelta(days=9)
+    recovered = await database.records.recover_runs(late, frozenset({asking.worker}), frozenset(), 5)
+    assert recovered.lost == [stopped.id], "who waits has no worker that could die"
+    answered = await database.backlog.answer(asking.id, "ada", "a", approved=True, answer=1, by="ada")
+    assert answered is RunStatus.QUEUED
+    (run,) = await database.backlog.claim("w2", MANY, LEASE)
+    assert (run.id, run.attempt, run.spent, run.last_seq, run.time_limit) == (asking.id, 2, 2.5, 4, 60.0)
+    assert (run.request, run.may_resume, run.first_index) == ({"max_tokens": 9}, True, 0)
+    async with database.reading() as work:
+        assert len(await work.raw_messages.find_by_session_id(asking.session_id)) == len(asking.messages)
 
 
 async def test_a_run_that_nobody_runs_is_cancelled_at_once(database: Database) -> None:

@@ -8,8 +8,11 @@ from typing import Any
 import orjson
 import pytest
 
+from config.settings import Settings
 from tests.contracts.storage import new_storage
 from tests.fakes.house import House, house_settings, open_house
+from tests.fakes.openai_door import reaching
+from tests.fakes.providers import TEXT, FakeProvider
 from tests.fakes.realtime import Socket, talking, user, words
 from tests.fakes.speech import need_speech
 from tests.fakes.voices import Microphone, heard_in, said, sound_of, transcript_of
@@ -169,6 +172,24 @@ async def test_a_question_that_wants_words_is_answered_with_them(place: House) -
         assert words(await ask(talk, "no later than Monday")) == "I shall send it no later than Monday.That is all."
         assert words(await ask(talk, "Use a tool")).endswith("May I call send mail with to: Bob?")
         assert words(await ask(talk, "of course")) == "The decision is approve.That is all."
+
+
+async def test_what_was_paid_before_and_after_the_question_is_the_providers_count(
+    shared_settings: Settings, shared_provider: FakeProvider, provider: FakeProvider
+) -> None:
+    settings = with_agents(reaching(shared_settings, shared_provider))
+    async with open_house(settings) as house, talking(house, f"{ASKER}@openai/fake-large") as talk:
+        asked = await ask(talk, "Give it a thought")
+        assert words(asked) == f"{TEXT}May I send the thought?"
+        told = await ask(talk, "yes")
+        assert words(told) == f"The thought is on its way.{TEXT}"
+        usages = [response(events)["usage"] for events in (asked, told)]
+        counted = [(usage["input_tokens"], usage["output_tokens"]) for usage in usages]
+        assert counted == provider.ledger, "each response tells what it has cost itself"
+        run = await run_of(house, talk.session["id"])
+        whole = tuple(map(sum, zip(*counted, strict=True)))
+        assert (run["usage"]["input_tokens"], run["usage"]["output_tokens"]) == whole
+    done_things(house)
 
 
 # -- by a click --

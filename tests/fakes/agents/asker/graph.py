@@ -15,12 +15,25 @@ done: list[str] = []
 may_end = asyncio.Event()
 
 
-def build_graph(_context: GraphContext) -> AgentGraph:
+def build_graph(context: GraphContext) -> AgentGraph:
     """One node says what it is about to do, another one asks and does it, a third sums up."""
+
+    async def think(state: MessagesState) -> dict[str, Any]:
+        return {"messages": [await context.llm.ainvoke(state["messages"])]}
+
+    def thinks(state: MessagesState) -> bool:
+        return last_word(state) == "thought"
+
+    async def first(state: MessagesState) -> dict[str, Any]:
+        return await think(state) if thinks(state) else plan(state)
+
+    async def last(state: MessagesState) -> dict[str, Any]:
+        return await think(state) if thinks(state) else end(state)
+
     graph = StateGraph(MessagesState)
-    graph.add_node("plan", plan)
+    graph.add_node("plan", first)
     graph.add_node("act", act)
-    graph.add_node("end", end)
+    graph.add_node("end", last)
     graph.add_edge(START, "plan")
     graph.add_conditional_edges("plan", targets, ["act", "end"])
     graph.add_edge("act", "end")
