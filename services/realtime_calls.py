@@ -13,7 +13,7 @@ from typing import Any
 from uuid_utils import uuid4
 
 from domain.auth import Principal
-from domain.errors import InternalError, NotFound, RouteurError, Unavailable
+from domain.errors import InternalError, InvalidRequest, NotFound, RouteurError, Unavailable
 from services.realtime.conversation import Conversation, Ending
 from services.realtime_service import SHUTDOWN, RealtimeService, Ticket, Wanted
 
@@ -64,6 +64,8 @@ class RealtimeCalls:
             InvalidRequest: the offer cannot be used.
             RouteurError: as `RealtimeService.session`.
         """
+        if ticket.transcribes:
+            raise InvalidRequest("A call talks; open a WebSocket to transcribe.", code="invalid_value", param="session")
         rtc = _rtc()
         checked = rtc.checked_offer(offer)
         answered: asyncio.Future[Call] = asyncio.get_running_loop().create_future()

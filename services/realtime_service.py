@@ -37,7 +37,7 @@ from services.realtime.line import Terms
 from services.realtime.outbox import Outbox
 from services.realtime.relay import RelayConversation
 from services.realtime.relay_book import RelayTerms
-from services.realtime.schemas import SessionParameters, checked
+from services.realtime.schemas import SessionParameters, TranscriptionParameters, checked
 from services.realtime.seams import VoiceSeams
 from services.realtime.session_config import SessionConfig
 from services.realtime.waiting import WaitingRun
@@ -62,6 +62,11 @@ class Ticket:
     credential: str
     expires_at: float
     secret: SecretClaims | None = None
+
+    @property
+    def transcribes(self) -> bool:
+        """True when the secret is for sessions in which nobody answers."""
+        return self.secret is not None and self.secret.session.get("type") == "transcription"
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,12 +145,14 @@ class RealtimeService:
         _check_scope(ticket.caller)
         return ticket
 
-    async def check(self, session: SessionParameters, caller: Principal) -> dict[str, Any]:
+    async def check(self, session: SessionParameters | TranscriptionParameters, caller: Principal) -> dict[str, Any]:
         """How a session set up like that would look; its id is for show.
 
         Raises:
             RouteurError: as `session`.
         """
+        if isinstance(session, TranscriptionParameters):
+            return self._ears_only("sess_new", session).shown()
         model = session.model or self._default_model()
         target = target_of(model)
         resolved = await self._agents.resolve(target.agent or DIRECT, target.model, None, caller)
@@ -243,8 +250,8 @@ class RealtimeService:
         self, wanted: Wanted, ticket: Ticket, describe: Callable[[RouteurError], dict[str, Any]]
     ) -> Conversation:
         caller = ticket.caller
-        if wanted.transcribes:
-            return self._transcribing(ticket, describe)
+        if wanted.transcribes or ticket.transcribes:
+            return self._transcribing(wanted, ticket, describe)
         model, given = await self._model_of(wanted, ticket)
         target = target_of(model)
         resolved = await self._agents.resolve(target.agent or DIRECT, target.model, wanted.session_id, caller)
@@ -284,12 +291,25 @@ class RealtimeService:
         questions = [AskedApproval(one.id, one.payload) for one in asked]
         return WaitingRun(self._background, caller, run.agent, run.id, run.last_seq, questions)
 
-    def _transcribing(self, ticket: Ticket, describe: Callable[[RouteurError], dict[str, Any]]) -> RealtimeConversation:
+    def _transcribing(
+        self, wanted: Wanted, ticket: Ticket, describe: Callable[[RouteurError], dict[str, Any]]
+    ) -> RealtimeConversation:
         """A conversation in which nobody answers."""
+        given = None
         if ticket.secret is not None:
-            raise InvalidRequest("The client secret is for a session that talks.", code="invalid_value", param="intent")
+            if not ticket.transcribes:
+                raise InvalidRequest(
+                    "The client secret is for a session that talks.", code="invalid_value", param="intent"
+                )
+            if wanted != Wanted(transcribes=wanted.transcribes):
+                raise InvalidRequest(
+                    "The client secret is for a session that only transcribes: name no model and no session.",
+                    code="invalid_value",
+                    param="model",
+                )
+            given = checked(TranscriptionParameters, ticket.secret.session)
         target = target_of(self._default_model())
-        config = SessionConfig(f"sess_{uuid7().hex}", "", target, self.voice, transcribes=True)
+        config = self._ears_only(f"sess_{uuid7().hex}", given)
         config.expires(min(time.time() + self.settings.total_seconds, ticket.expires_at))
 
         async def history() -> Sequence[WireMessage]:
@@ -298,6 +318,13 @@ class RealtimeService:
         answers = Answers(target, ticket.caller, self._agents, self._direct, None)
         terms = Terms(ticket.caller, answers, history, describe, self.voice)
         return RealtimeConversation(config, terms, Outbox(self.settings.outbox_kb * 1_000))
+
+    def _ears_only(self, session_id: str, given: TranscriptionParameters | None) -> SessionConfig:
+        target = target_of(self._default_model())
+        config = SessionConfig(session_id, "", target, self.voice, transcribes=True)
+        if given is not None:
+            config.update_transcription(given)
+        return config
 
     async def _model_of(self, wanted: Wanted, ticket: Ticket) -> tuple[str, list[SessionParameters]]:
         """Who is to answer, and how the session is set up: as the client secret says, then as the caller does."""

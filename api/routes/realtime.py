@@ -27,7 +27,7 @@ from domain.agents import MODEL_ID_PATTERN, SESSION_ID_PATTERN
 from domain.errors import Forbidden, InternalError, InvalidRequest, RouteurError, UnsupportedMedia
 from services.realtime.conversation import Conversation, Ending
 from services.realtime.pace import Pace
-from services.realtime.schemas import SessionParameters, checked
+from services.realtime.schemas import SessionParameters, TranscriptionParameters, checked
 from services.realtime_service import SHUTDOWN, RealtimeService, Ticket, Wanted
 
 logger = logging.getLogger(__name__)
@@ -208,7 +208,7 @@ class ClientSecretRequest(BaseModel):
     )
 
     expires_after: ExpiresAfter | None = None
-    session: SessionParameters | None = None
+    session: Annotated[SessionParameters | TranscriptionParameters, Field(discriminator="type")] | None = None
 
 
 class ClientSecretAnswer(BaseModel):
@@ -232,6 +232,8 @@ class ClientSecretAnswer(BaseModel):
 async def create_client_secret(request: Request, services: AllServices, response: Response) -> ClientSecretAnswer:
     """A short-lived secret for a browser: it opens realtime sessions like this one, as you, and nothing else.
 
+    A session of type `transcription` is opened as well: it hears and does not answer.
+
     It can be used more than once until it expires (10 minutes when nothing is said, at most 2 hours); sessions that it
     has opened go on after that. Revoking what made it (the key, the log-in) ends it, and them.
     """
@@ -242,7 +244,9 @@ async def create_client_secret(request: Request, services: AllServices, response
     asked = checked(ClientSecretRequest, await json_of(request, optional=True))
     session = asked.session or SessionParameters(type="realtime")
     shown = await services.realtime.check(session, ticket.caller)
-    carried = {**session.model_dump(exclude_unset=True), "type": "realtime", "model": shown["model"]}
+    carried = session.model_dump(exclude_unset=True)
+    if isinstance(session, SessionParameters):
+        carried |= {"type": "realtime", "model": shown["model"]}
     seconds = (asked.expires_after or ExpiresAfter()).seconds
     secret = await services.realtime.secrets.issue(carried, ticket.caller, credential, seconds)
     response.headers["cache-control"] = "no-store"

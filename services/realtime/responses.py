@@ -225,7 +225,7 @@ class Responses:
         if self._config.is_agent and not alone and rules == self._rules:
             rules = ""  # its session knows them
         limit = taken[_MAX_TOKENS]
-        metadata: dict[str, Any] = dict(asked.metadata or {})
+        metadata: dict[str, Any] = {**self._config.filed_under, **(asked.metadata or {})}
         if alone:
             metadata["realtime_session"] = self._config.session_id
         return Question(

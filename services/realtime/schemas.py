@@ -127,6 +127,14 @@ class Reasoning(_Sent):
     effort: ShortText | None = None
 
 
+class Trace(_Sent):
+    """What the runs of a session are filed under."""
+
+    workflow_name: ShortText | None = None
+    group_id: ShortText | None = None
+    metadata: Metadata | None = None
+
+
 Tools = Annotated[list[FunctionTool], Field(max_length=_MAX_TOOLS)]
 ToolChoice = Literal["none", "auto", "required"] | ChosenFunction
 
@@ -147,7 +155,7 @@ class SessionParameters(_Sent):
     truncation: Literal["auto", "disabled"] | None = None
     include: Annotated[list[str], Field(max_length=0)] | None = None
     prompt: None = None
-    tracing: None = None
+    tracing: Literal["auto"] | Trace | None = None
 
 
 class HeardAudio(_Sent):

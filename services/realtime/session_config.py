@@ -97,6 +97,15 @@ class SessionConfig:
             self._check_input(sent.audio.input)
             self._take_audio(audio)
 
+    @property
+    def filed_under(self) -> dict[str, str]:
+        """Metadata of every run: what the client wants to find them by. `"auto"` asks for nothing that is not kept."""
+        tracing = self._shown.get("tracing")
+        if not isinstance(tracing, dict):
+            return {}
+        named = {name: tracing[name] for name in ("workflow_name", "group_id") if tracing.get(name) is not None}
+        return {**(tracing.get("metadata") or {}), **named}
+
     def expires(self, at: float) -> None:
         """It ends then (seconds since 1970)."""
         self._shown["expires_at"] = int(at)

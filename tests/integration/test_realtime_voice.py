@@ -11,6 +11,7 @@ import anyio
 import numpy
 import orjson
 import pytest
+from websockets.exceptions import InvalidStatus
 
 from config.settings import Settings
 from tests.fakes.hearing import accuracy
@@ -435,6 +436,43 @@ async def test_a_session_may_only_transcribe(served: House) -> None:
         await socket.send("response.create")
         assert (await socket.error())["code"] == "unsupported_event"
     assert len((await served.client.get("/api/sessions")).json()["sessions"]) == before
+
+
+async def test_a_page_may_be_given_a_secret_that_only_transcribes(served: House) -> None:
+    heard = {"transcription": {"model": EARS}, "turn_detection": None}
+    async with sdk(served) as client:
+        made = await client.realtime.client_secrets.create(
+            session={"type": "transcription", "audio": {"input": heard}}  # type: ignore[typeddict-item]
+        )
+    assert made.session.type == "transcription"
+    secret = {"headers": {"authorization": f"Bearer {made.value}"}}
+    async with talking(served, **secret) as socket:
+        assert socket.session["type"] == "transcription"
+        assert socket.session["audio"]["input"]["turn_detection"] is None
+        await Microphone(socket, pace=4).say(said(QUESTION))
+        await socket.send("input_audio_buffer.commit")
+        events = await socket.until("conversation.item.input_audio_transcription.completed")
+        assert accuracy(QUESTION, heard_in(events)[0]) >= 0.85
+        await socket.send("response.create")
+        assert (await socket.error())["code"] == "unsupported_event"
+    with pytest.raises(InvalidStatus) as refused:
+        async with talking(served, AGENT, **secret):
+            pass
+    assert refused.value.response.status_code == 400
+    call = await served.anyone.post(
+        "/v1/realtime/calls",
+        content="v=0",
+        headers={"authorization": f"Bearer {made.value}", "content-type": "application/sdp"},
+    )
+    assert (call.status_code, call.json()["error"]["param"]) == (400, "session")
+    talks = await served.client.post("/v1/realtime/client_secrets", json={"session": {"type": "realtime"}})
+    with pytest.raises(InvalidStatus):
+        async with talking(
+            served,
+            path="/v1/realtime?intent=transcription",
+            headers={"authorization": f"Bearer {talks.json()['value']}"},
+        ):
+            pass
 
 
 # -- much --
