@@ -278,6 +278,7 @@ class RealtimeConversation:
         before = item.shown["content"][0]["transcript"]
         text = item.cut(at_ms)
         if text != before:
+            self._responses.cut_short(item)
             await self._line.cut_record(item.record_id, text)
         told = {"item_id": item.id, "content_index": 0, "audio_end_ms": at_ms}
         self._line.tell({"type": "conversation.item.truncated", **told})

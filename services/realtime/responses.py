@@ -102,6 +102,11 @@ class Responses:
         """True when that item is a part of the response that is being given."""
         return self._active is not None and item in self._active.events.output
 
+    def cut_short(self, item: Item) -> None:
+        """Not all of that item was heard."""
+        if self._waiting is not None:
+            self._waiting.cut_short(item.record_id)
+
     def click(self, reply: ApprovalReply, after: str | None, event_id: str | None) -> None:
         """Somebody has seen a question and answers it by its id."""
         self._line.later(self._click(reply, after, event_id), f"answering {reply.approval_request_id}")

@@ -96,6 +96,7 @@ class WaitingRun:
         self._caller = caller
         self._agent = agent
         self._after = after
+        self._asked_as = ""
         self._replies: set[str] = set()
         self._said: list[str] = []
         self._closed: set[str] = set()
@@ -111,7 +112,14 @@ class WaitingRun:
 
     def question(self, before: str = "") -> TextPiece:
         """What is asked now, for the ear."""
-        return TextPiece(asking_id(), before + question_in(self.open[0].payload), done=True)
+        self._asked_as = asking_id()
+        return TextPiece(self._asked_as, before + question_in(self.open[0].payload), done=True)
+
+    def cut_short(self, message_id: str) -> None:
+        """Not all of that message was heard: if it is the question, whatever was said since is no answer to it."""
+        if message_id == self._asked_as:
+            self.told = False
+            self._replies.clear()
 
     def note(self, item_id: str) -> None:
         """Somebody begins to say that item."""

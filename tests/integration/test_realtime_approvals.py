@@ -433,6 +433,23 @@ async def test_who_speaks_into_the_question_has_not_answered_it(spoken: House) -
         assert done_things(spoken) == ["message"]
 
 
+async def test_a_yes_to_a_question_that_was_not_heard_to_its_end_does_not_count(spoken: House) -> None:
+    async with talking(spoken, ASKER) as talk:
+        asked = await ask(talk, "Please send the message")
+        question = response(asked)["output"][-1]
+        async with Microphone(talk) as microphone:
+            await microphone.say(said("Yes please."))
+            cut = {"item_id": question["id"], "content_index": 0, "audio_end_ms": 200}
+            await talk.send("conversation.item.truncate", **cut)  # as players do when somebody speaks
+            microphone.stay_on()
+            again = await talk.until("rate_limits.updated")
+        assert "error" not in [event["type"] for event in again], "nothing of it is in the record"
+        assert transcript_of(again) == "May I send the message?"
+        assert done_things(spoken) == []
+        assert transcript_of(await say(talk, "Yes please.")).startswith("The message is on its way.")
+        assert done_things(spoken) == ["message"]
+
+
 async def test_who_speaks_over_approved_work_stops_the_voice_and_not_the_work(spoken: House) -> None:
     code_of(spoken).may_end.clear()
     async with talking(spoken, ASKER) as talk:
