@@ -598,7 +598,15 @@ class RealtimeConversation:
             )
         return self._buffer
 
+    async def _prepare(self) -> None:
+        """Load what tells turns, before the first sound of a buffer."""
+        prepare, audio = self._terms.voice.prepare, self.config.audio.input
+        wanted = audio.turn_detection if audio is not None else None
+        if self._buffer is None and prepare is not None and wanted is not None:
+            await prepare(wanted)
+
     async def _append(self, sent: AudioAppend) -> None:
+        await self._prepare()
         buffer = self._ears()
         for number, piece in enumerate(buffer.read(sent.audio)):
             if number:
