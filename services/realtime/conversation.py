@@ -191,6 +191,8 @@ class RealtimeConversation:
             event = _parsed(frame)
             given = event.get("event_id")
             event_id = given if isinstance(given, str) and len(given) <= 512 else None
+            if str(event.get("type")).startswith("input_audio_buffer."):
+                await self._prepare()
             if event.get("type") == "input_audio_buffer.append":
                 await self._append(checked(AudioAppend, event))
             else:
@@ -599,14 +601,13 @@ class RealtimeConversation:
         return self._buffer
 
     async def _prepare(self) -> None:
-        """Load what tells turns, before the first sound of a buffer."""
+        """Load what tells turns, before there is a buffer."""
         prepare, audio = self._terms.voice.prepare, self.config.audio.input
         wanted = audio.turn_detection if audio is not None else None
         if self._buffer is None and prepare is not None and wanted is not None:
             await prepare(wanted)
 
     async def _append(self, sent: AudioAppend) -> None:
-        await self._prepare()
         buffer = self._ears()
         for number, piece in enumerate(buffer.read(sent.audio)):
             if number:
