@@ -185,6 +185,11 @@ def test_a_turn_that_is_never_complete_ends_with_the_silence_of_its_eagerness(
     assert len(jury.asked) == 2  # the second time when half of that is over
 
 
+def test_a_click_just_where_a_pause_begins_puts_the_judgement_off_by_a_window(ms: int) -> None:
+    told = Turns(ms, Jury(True)).feed("." * 20 + "x" * 20 + "." * 6 + "x" + "." * 10)
+    assert told[-1] == ("stopped", 48 * ms)
+
+
 def test_the_second_look_may_end_a_turn(ms: int) -> None:
     told = Turns(ms, Jury(False, True)).feed("." * 20 + "x" * 20 + "." * 300)
     assert told[-1][1] - 40 * ms == pytest.approx(2_000, abs=ms)

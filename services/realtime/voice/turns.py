@@ -46,6 +46,7 @@ class VoiceTurns:
         self._quiet = 0
         self._in_a_row = 0
         self._paused = False
+        self._looks = 0  # how often it was asked in this pause whether all is said
 
     def feed(self, sound: bytes) -> list[Turned]:
         """What this piece tells."""
@@ -100,7 +101,7 @@ class VoiceTurns:
 
     def _resume(self) -> None:
         """There is speech: whatever silence there was is over."""
-        self._quiet, self._paused = 0, False
+        self._quiet, self._paused, self._looks = 0, False, 0
         if self._completeness is not None:
             self._completeness.forget()
 
@@ -108,7 +109,8 @@ class VoiceTurns:
         """Is all said? That is asked when a pause begins, and once more after half of the longest silence."""
         if self._completeness is None or self._in_a_row:  # somebody may be going on
             return False
-        if any(at <= self._quiet < at + self._ms for at in (PAUSE_MS, self._silence // 2)):
+        if self._looks < 2 and self._quiet >= (PAUSE_MS, self._silence // 2)[self._looks]:
+            self._looks += 1
             self._completeness.ask()
         return self._completeness.told
 
