@@ -4,12 +4,14 @@ A server of its own is asked for a thousand sessions that say nothing (memory ea
 they wait), then for a hundred that talk at once; every event of those is read, and must come in the order that OpenAI's
 clients rely on. Then it is talked to: flite asks at the pace of speech, the embedded models hear and answer, and it is
 measured how long it takes from the last sound of the question (whatever silence the server waits for is in it) to the
-first sound of the answer, and from a cancellation to silence.
+first sound of the answer, and from a cancellation to silence; and how much of a core a microphone takes in which nobody
+speaks, in a room that is not silent.
 """
 
 import asyncio
 import base64
 import json
+import random
 import statistics
 import subprocess
 import sys
@@ -34,6 +36,12 @@ _AT_ONCE = 50
 _WARM = 100
 _PIECE = 1_920  # bytes: 40 ms
 _AUDIBLE = 300  # of 32,768
+_MICROPHONES, _ROOM_SECONDS = 10, 10
+_DETECTIONS: dict[str, dict[str, str] | None] = {
+    "server VAD": {"type": "server_vad"},
+    "semantic VAD": {"type": "semantic_vad"},
+    "committed by the client": None,
+}
 _QUESTION = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "What is 6 times 7?"}]}
 _ORDER = (
     "response.created",
@@ -60,22 +68,24 @@ def main(
     talking: Annotated[int, typer.Option(help="Sessions that talk at once.")] = 100,
     rounds: Annotated[int, typer.Option(help="Questions of each.")] = 5,
     spoken: Annotated[int, typer.Option(help="Questions asked by voice, one after the other.")] = 20,
+    vad: Annotated[str, typer.Option(help="What tells who speaks: REALTIME_VAD.")] = "auto",
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures there.")] = None,
 ) -> None:
     """Measure and show."""
-    figures = asyncio.run(_measure(idle, seconds, talking, rounds, spoken))
+    figures = asyncio.run(_measure(idle, seconds, talking, rounds, spoken, vad))
     for name, value in figures.items():
         Console().print(f"{name}: {value:,.2f}")
     if json_file is not None:
         json_file.write_text(json.dumps(figures, indent=1) + "\n")
 
 
-async def _measure(idle: int, seconds: float, talking: int, rounds: int, spoken: int) -> dict[str, float]:
+async def _measure(idle: int, seconds: float, talking: int, rounds: int, spoken: int, vad: str) -> dict[str, float]:
     environment = {
         "DATA_DIR": "{folder}",
         "ADMIN_PASSWORD": _PASSWORD,
         "DISCOVER_LOCAL": "false",
         "REALTIME_SPEECH_MODEL": "offline/flite",
+        "REALTIME_VAD": vad,
         "LOG_LEVEL": "WARNING",
         "REALTIME_MAX_PER_USER": "5000",
         "REALTIME_MAX_SESSIONS": "5000",
@@ -95,6 +105,7 @@ async def _measure(idle: int, seconds: float, talking: int, rounds: int, spoken:
             figures |= await _talking(server, token, talking, rounds)
         if spoken:
             figures |= await _spoken(server, token, spoken)
+            figures |= await _listening(server, token)
         return figures
 
 
@@ -180,7 +191,7 @@ async def _talk(wire: ClientConnection, rounds: int) -> list[float]:
 async def _spoken(server: Server, token: str, questions: int) -> dict[str, float]:
     sound = await asyncio.to_thread(_question)
     figures: dict[str, float] = {"questions by voice": questions}
-    for name, detection in (("server VAD", {"type": "server_vad"}), ("committed by the client", None)):
+    for name, detection in _DETECTIONS.items():
         async with AsyncExitStack() as stack:
             wire = await _open(server, token, stack)
             session = {"type": "realtime", "output_modalities": ["audio"], "audio": {}}
@@ -195,6 +206,31 @@ async def _spoken(server: Server, token: str, questions: int) -> dict[str, float
         wire = await _open(server, token, stack)
         figures["cancel to silence, ms (worst of 10)"] = 1_000 * max([await _hush(wire) for _ in range(10)])
     return figures
+
+
+async def _listening(server: Server, token: str) -> dict[str, float]:
+    dice = random.Random(1)
+    room = array("h", (round(dice.gauss(0, 20)) for _ in range(24_000 * _ROOM_SECONDS))).tobytes()
+    async with AsyncExitStack() as stack:
+        wires = [await _open(server, token, stack) for _ in range(_MICROPHONES)]
+        await asyncio.gather(*(_send(wire, room[:_PIECE]) for wire in wires))  # whatever is loaded first
+        before = server.cpu_seconds()
+        await asyncio.gather(*(_send(wire, room) for wire in wires))
+        cpu = server.cpu_seconds() - before
+    return {"processor of a microphone, % of a core": 100 * cpu / _MICROPHONES / _ROOM_SECONDS}
+
+
+async def _send(wire: ClientConnection, sound: bytes) -> None:
+    """At the pace of the sound; all of it has been heard then."""
+    begun = time.perf_counter()
+    for place in range(0, len(sound), _PIECE):
+        await asyncio.sleep(max(0.0, begun + place / 48_000 - time.perf_counter()))
+        audio = base64.b64encode(sound[place : place + _PIECE]).decode()
+        await wire.send(json.dumps({"type": "input_audio_buffer.append", "audio": audio}))
+    await wire.send(json.dumps({"type": "input_audio_buffer.clear"}))
+    told = json.loads(await wire.recv())
+    if told["type"] != "input_audio_buffer.cleared":
+        raise WrongAnswer(f"in a room where nobody speaks: {told['type']}")
 
 
 def _question() -> bytes:

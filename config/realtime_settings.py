@@ -75,6 +75,12 @@ class RealtimeSettings(SettingsGroup):
     speech_model: OptionalText = Field(
         None, alias="REALTIME_SPEECH_MODEL", description="who speaks, `provider/name`; default: the first that can"
     )
+    vad: Literal["auto", "webrtc", "silero"] = Field(
+        "auto",
+        alias="REALTIME_VAD",
+        description="what tells who speaks: silero, with Smart Turn (extra voice), or webrtc (extra audio); auto: the "
+        "first that is installed",
+    )
     turn_seconds: float = Field(
         120,
         alias="REALTIME_TURN_SECONDS",

@@ -141,6 +141,8 @@ class RealtimeConversation:
             event = _parsed(frame)
             given = event.get("event_id")
             event_id = given if isinstance(given, str) and len(given) <= 512 else None
+            if str(event.get("type")).startswith("input_audio_buffer."):
+                await self._ears.prepare()
             if event.get("type") == "input_audio_buffer.append":
                 await self._ears.append(checked(AudioAppend, event))
             else:

@@ -56,6 +56,17 @@ class Ears:
             self.drop()
             self._speaking = None
 
+    async def prepare(self) -> None:
+        """Load what tells turns, before there is a buffer.
+
+        Raises:
+            RouteurError: it cannot be loaded.
+        """
+        prepare, audio = self._voice.prepare, self._config.audio.input
+        wanted = audio.turn_detection if audio is not None else None
+        if self._buffer is None and prepare is not None and wanted is not None:
+            await prepare(wanted)
+
     def clear(self) -> None:
         """Nothing of what is in the buffer was said."""
         self._ears().clear()

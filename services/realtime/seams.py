@@ -1,6 +1,6 @@
 """Where voices are plugged in: hearing, speaking, and telling when somebody speaks. Nothing here knows a vendor."""
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -97,7 +97,7 @@ class TurnDetector(Protocol):
 
 
 class TurnDetectors(Protocol):
-    """Makes one for each session that wants the server to tell turns."""
+    """Makes one for each session that wants the server to tell turns; raises RouteurError."""
 
     def __call__(self, wanted: TurnDetection, form: AudioFormat) -> TurnDetector: ...
 
@@ -107,6 +107,7 @@ class VoiceSeams:
     """What is plugged in; None: audio of that kind is refused with `audio_not_available`.
 
     Attributes:
+        prepare: awaited before a detector is made of that; raises RouteurError. None: there is nothing to prepare.
         follower: None: turns are listened to when they are over.
         speaks_first: answers are spoken unless a session says otherwise.
         turn_seconds: the longest turn.
@@ -115,6 +116,7 @@ class VoiceSeams:
     listener: Listener | None = None
     speaker: Speaker | None = None
     detectors: TurnDetectors | None = None
+    prepare: Callable[[TurnDetection], Awaitable[None]] | None = None
     follower: Follower | None = None
     speaks_first: bool = True
     turn_seconds: float = 300

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from services.realtime.voice import models
+
 REQUIRED = bool(os.environ.get("ROUTEUR_REQUIRE_AUDIO"))
 SENTENCE = "The quick brown fox jumps over the lazy dog."
 RATE = 16_000
@@ -27,6 +29,16 @@ def need_speech() -> None:
         missing.append("the extra audio")
     else:
         del av, numpy, webrtcvad
+    _answer_for(missing)
+
+
+def need_voice_models() -> None:
+    """The same, for tests of the models that tell turns."""
+    need_speech()
+    _answer_for([] if models.installed() else ["the extra voice"])
+
+
+def _answer_for(missing: list[str]) -> None:
     if missing and REQUIRED:
         pytest.fail(f"ROUTEUR_REQUIRE_AUDIO is set, and there is no {' and no '.join(missing)}")
     if missing:

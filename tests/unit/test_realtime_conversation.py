@@ -10,7 +10,7 @@ import pytest
 
 from domain.auth import CredentialKind, Principal, Scope, UserId
 from domain.enums import FinishReason
-from domain.errors import RouteurError, UpstreamFailure
+from domain.errors import RouteurError, Unavailable, UpstreamFailure
 from domain.targets import target_of
 from services.realtime.answers import Question
 from services.realtime.conversation import Ending, RealtimeConversation
@@ -196,6 +196,41 @@ async def test_speech_interrupts_the_answer() -> None:
     assert told[-1]["type"] in ("response.done", "rate_limits.updated")
     response = next(event["response"] for event in told if event["type"] == "response.done")
     assert response["status_details"] == {"type": "cancelled", "reason": "turn_detected"}
+
+
+async def test_what_tells_turns_is_prepared_before_the_first_sound_and_not_for_words() -> None:
+    prepared: list[str] = []
+
+    async def prepare(wanted: TurnDetection) -> None:
+        prepared.append(wanted.type)
+
+    script = Script(ScriptedAnswer([TextPiece("msg_1", "Hello")]))
+    talk = Talk(script, VoiceSeams(listener=Ears("Hi"), detectors=Loud, prepare=prepare))
+    await talk.hear("conversation.item.create", item=user("Hello"))
+    await talk.hear("input_audio_buffer.clear")
+    assert prepared == ["server_vad"]
+    await talk.sound(SILENCE, SPEECH, SILENCE)
+    await talk.until("rate_limits.updated")
+    assert prepared == ["server_vad"]
+    for detection in (None, {"type": "semantic_vad"}):
+        audio = {"input": {"turn_detection": detection}}
+        await talk.hear("session.update", session={"type": "realtime", "audio": audio})
+        await talk.sound(SILENCE)
+    assert prepared == ["server_vad", "semantic_vad"]
+
+
+async def test_what_cannot_be_prepared_is_an_error_for_each_sound_and_the_session_goes_on() -> None:
+    async def prepare(_wanted: TurnDetection) -> None:
+        raise Unavailable("It is broken.", code="voice_models_broken")
+
+    script = Script(ScriptedAnswer([TextPiece("msg_1", "Hello")]))
+    talk = Talk(script, VoiceSeams(listener=Ears(), detectors=Loud, prepare=prepare))
+    await talk.sound(SPEECH, SPEECH)
+    told = await talk.until("error")
+    assert [event["error"]["code"] for event in told] == ["voice_models_broken"] * 2
+    await talk.hear("conversation.item.create", item=user("Hello"))
+    await talk.hear("response.create")
+    await talk.until("response.done")
 
 
 async def test_words_that_cannot_be_had_are_told_and_not_answered() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator
+from concurrent.futures import Future
 
 import numpy
 import pytest
@@ -49,48 +50,176 @@ def test_codes_are_those_of_the_standard(law: telephony.Law, silence: int) -> No
 
 
 class Marked:
-    """Frames say themselves whether they are speech."""
+    """Windows say themselves whether they are speech."""
 
-    def is_speech(self, frame: bytes, _rate: int) -> bool:
-        return frame[480] > 0 or frame[481] > 0
+    def __init__(self, window_ms: int) -> None:
+        self.window_ms = window_ms
 
-
-def turns(pattern: str, **wanted: object) -> list[tuple[str, int]]:
-    """What is told of 30 ms a letter: `x` is speech."""
-    detection = TurnDetection.model_validate({"type": "server_vad", **wanted})
-    detector = VoiceTurns(detection, AudioFormat(type="audio/pcm"), 60_000, Marked())
-    detector._incoming.feed = lambda sound: sound  # type: ignore[method-assign] # already at the detector's rate
-    sound = b"".join((b"\x11\x11" if letter == "x" else b"\0\0") * 480 for letter in pattern)
-    found = [detector.feed(sound[start : start + 700]) for start in range(0, len(sound), 700)]
-    return [(turned.what, turned.at_ms) for piece in found for turned in piece]
+    def is_speech(self, window: bytes) -> bool:
+        return window[len(window) // 2] > 0
 
 
-def test_a_turn_begins_with_what_came_before_it_and_ends_with_a_silence() -> None:
-    told = turns("." * 20 + "x" * 20 + "." * 20)
-    assert told == [("started", 270), ("paused", 1_410), ("stopped", 1_710)]
+class Jury:
+    """Judges when it is told to: each that it was asked for is a future."""
+
+    def __init__(self, *verdicts: bool | Exception) -> None:
+        self.asked: list[tuple[bytes, Future[bool]]] = []
+        self._verdicts = list(verdicts)
+
+    def judge(self, pcm: bytes) -> Future[bool]:
+        verdict: Future[bool] = Future()
+        self.asked.append((pcm, verdict))
+        if self._verdicts:
+            tell(verdict, self._verdicts.pop(0))
+        return verdict
 
 
-def test_padding_and_silence_are_as_long_as_was_asked() -> None:
-    told = turns("." * 20 + "x" * 20 + "." * 20, prefix_padding_ms=0, silence_duration_ms=90)
-    assert told == [("started", 570), ("stopped", 1_290)]
+def tell(verdict: "Future[bool]", said: bool | Exception) -> None:
+    if isinstance(said, Exception):
+        verdict.set_exception(said)
+    else:
+        verdict.set_result(said)
 
 
-def test_clicks_begin_no_turn_and_do_not_prolong_one() -> None:
-    assert turns("." * 10 + "x..x...x" * 5) == []
-    told = turns("." * 20 + "x" * 10 + "....x....x....x....x")
+class Turns:
+    """Feed it patterns of one window a letter: `x` is speech."""
+
+    def __init__(self, window_ms: int, jury: Jury | None = None, **wanted: object) -> None:
+        self.window_ms = window_ms
+        detection = TurnDetection.model_validate({"type": "server_vad" if jury is None else "semantic_vad", **wanted})
+        judge = None if jury is None else jury.judge
+        form = AudioFormat(type="audio/pcm")
+        self.detector = VoiceTurns(detection, form, 60_000, Marked(window_ms), judge)
+        self.detector._incoming.feed = lambda sound: sound  # type: ignore[method-assign] # already at its rate
+
+    def feed(self, pattern: str) -> list[tuple[str, int]]:
+        """What is told; times are in windows."""
+        size = self.window_ms * 32
+        sound = b"".join((b"\x11" if letter == "x" else b"\0") * size for letter in pattern)
+        found = [self.detector.feed(sound[start : start + 700]) for start in range(0, len(sound), 700)]
+        return [(turned.what, turned.at_ms) for piece in found for turned in piece]
+
+
+@pytest.fixture(params=[30, 32])
+def ms(request: pytest.FixtureRequest) -> int:
+    """How long a window is: webrtcvad's, and Silero's."""
+    length: int = request.param
+    return length
+
+
+def test_a_turn_begins_with_what_came_before_it_and_ends_with_a_silence(ms: int) -> None:
+    told = Turns(ms).feed("." * 20 + "x" * 20 + "." * 20)
+    silence = {30: 17, 32: 16}[ms]  # windows: the first that hold 500 ms
+    assert told == [("started", 19 * ms - 300), ("paused", 47 * ms), ("stopped", (40 + silence) * ms)]
+
+
+def test_padding_and_silence_are_as_long_as_was_asked(ms: int) -> None:
+    told = Turns(ms, prefix_padding_ms=0, silence_duration_ms=90).feed("." * 20 + "x" * 20 + "." * 20)
+    assert told == [("started", 19 * ms), ("stopped", 43 * ms)]
+
+
+def test_clicks_begin_no_turn_and_do_not_prolong_one(ms: int) -> None:
+    assert Turns(ms).feed("." * 10 + "x..x...x" * 5) == []
+    told = Turns(ms).feed("." * 20 + "x" * 10 + "....x....x....x....x")
     assert told[-1][0] == "stopped"
 
 
-def test_a_second_turn_holds_nothing_of_the_first() -> None:
-    told = turns("." * 10 + "x" * 10 + "." * 4 + "x" * 10 + "." * 4, silence_duration_ms=90)
+def test_a_second_turn_holds_nothing_of_the_first(ms: int) -> None:
+    told = Turns(ms, silence_duration_ms=90).feed("." * 10 + "x" * 10 + "." * 4 + "x" * 10 + "." * 4)
     assert [what for what, _ in told] == ["started", "stopped", "started", "stopped"]
     assert told[2][1] == told[1][1]
 
 
-def test_a_turn_without_an_end_is_cut() -> None:
-    told = turns("." * 10 + "x" * 4_000)
+def test_a_turn_without_an_end_is_cut(ms: int) -> None:
+    told = Turns(ms).feed("." * 10 + "x" * 4_000)
     assert [what for what, _ in told][:3] == ["started", "stopped", "started"]
-    assert told[1][1] - told[0][1] == pytest.approx(60_000, abs=60)
+    assert told[1][1] - told[0][1] == pytest.approx(60_000, abs=2 * ms)
+
+
+# -- turns that are judged --
+
+
+def test_a_turn_that_is_judged_complete_ends_in_its_first_pause(ms: int) -> None:
+    jury = Jury()
+    turns = Turns(ms, jury)
+    assert [what for what, _ in turns.feed("." * 30 + "x" * 20 + "." * 10)] == ["started", "paused"]
+    [(pcm, verdict)] = jury.asked
+    tell(verdict, True)
+    assert turns.feed(".") == [("stopped", 61 * ms)]
+    windows = [pcm[place] > 0 for place in range(0, len(pcm), ms * 32)]
+    assert pcm.rstrip(b"\0").endswith(b"\x11" * 20 * ms * 32)
+    assert (windows[0], windows[-1]) == (False, False)  # what came before it, and the pause, are in it
+    assert len(jury.asked) == 1
+
+
+def test_a_turn_that_is_not_complete_goes_on_and_is_judged_again_at_its_next_pause(ms: int) -> None:
+    jury = Jury(False, True)
+    turns = Turns(ms, jury)
+    told = turns.feed("." * 20 + "x" * 20 + "." * 30 + "x" * 20 + "." * 10)
+    assert [what for what, _ in told] == ["started", "paused", "stopped"]
+    assert told[-1] == ("stopped", 97 * ms)
+    first, second = (pcm for pcm, _ in jury.asked)
+    assert second.startswith(first)  # all of the turn, not what came since
+
+
+def test_a_judgement_that_comes_when_somebody_speaks_again_counts_for_nothing(ms: int) -> None:
+    jury = Jury()
+    turns = Turns(ms, jury)
+    turns.feed("." * 20 + "x" * 20 + "." * 10 + "xx")
+    assert jury.asked[0][1].cancelled()
+    turns.feed("x" * 10 + "." * 10)
+    assert turns.feed("x") == []
+    tell(jury.asked[1][1], True)
+    assert turns.feed("x" * 10) == []  # it was told when the first word of more was there
+    assert len(jury.asked) == 2
+
+
+@pytest.mark.parametrize(("eagerness", "seconds"), [("high", 2), ("medium", 4), ("auto", 4), (None, 4), ("low", 8)])
+def test_a_turn_that_is_never_complete_ends_with_the_silence_of_its_eagerness(
+    ms: int, eagerness: str | None, seconds: int
+) -> None:
+    jury = Jury(False, False)
+    told = Turns(ms, jury, eagerness=eagerness).feed("." * 20 + "x" * 20 + "." * 300)
+    assert [what for what, _ in told] == ["started", "paused", "stopped"]
+    assert told[-1][1] - 40 * ms == pytest.approx(1_000 * seconds, abs=ms)
+    assert len(jury.asked) == 2  # the second time when half of that is over
+
+
+def test_a_click_just_where_a_pause_begins_puts_the_judgement_off_by_a_window(ms: int) -> None:
+    told = Turns(ms, Jury(True)).feed("." * 20 + "x" * 20 + "." * 6 + "x" + "." * 10)
+    assert told[-1] == ("stopped", 48 * ms)
+
+
+def test_the_second_look_may_end_a_turn(ms: int) -> None:
+    told = Turns(ms, Jury(False, True)).feed("." * 20 + "x" * 20 + "." * 300)
+    assert told[-1][1] - 40 * ms == pytest.approx(2_000, abs=ms)
+
+
+def test_a_judge_that_fails_is_logged_once_and_the_turn_ends_with_the_longest_silence(
+    ms: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    jury = Jury(*[RuntimeError("no judge")] * 4)
+    told = Turns(ms, jury).feed(("." * 20 + "x" * 20 + "." * 140) * 2)
+    assert [what for what, _ in told] == ["started", "paused", "stopped"] * 2
+    assert told[2][1] - 40 * ms == pytest.approx(4_000, abs=ms)
+    [line] = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert vars(line)["why"] == "RuntimeError: no judge"
+
+
+def test_a_buffer_that_is_committed_takes_what_is_being_judged_with_it(ms: int) -> None:
+    jury = Jury()
+    turns = Turns(ms, jury)
+    turns.feed("." * 20 + "x" * 20 + "." * 10)
+    turns.detector.reset()
+    assert jury.asked[0][1].cancelled()
+    turns.feed("." * 2 + "x" * 10 + "." * 10)
+    assert b"\x11" * (11 * ms * 32) not in jury.asked[1][0]
+
+
+def test_of_a_long_turn_only_the_last_seconds_are_judged(ms: int) -> None:
+    jury = Jury(True)
+    Turns(ms, jury).feed("." * 20 + "x" * 1_000 + "." * 10)
+    assert len(jury.asked[0][0]) == 8 * 32_000
 
 
 # -- sentences --
@@ -104,14 +233,51 @@ TEXTS = [
 ]
 
 
+def pieces_of(text: str, size: int, *, hurry: bool = False) -> list[str]:
+    """How it comes out when it goes in so many characters at a time."""
+    sentences = Sentences(hurry=hurry)
+    found = [one for start in range(0, len(text), size) for one in sentences.feed(text[start : start + size])]
+    return [*found, rest] if (rest := sentences.end()) else found
+
+
 @pytest.mark.parametrize(("text", "wanted"), TEXTS)
 @pytest.mark.parametrize("size", [1, 7, 10_000])
 def test_text_is_spoken_in_sentences_however_it_comes(text: str, wanted: list[str], size: int) -> None:
-    sentences = Sentences()
-    found = [one for start in range(0, len(text), size) for one in sentences.feed(text[start : start + size])]
-    found = [*found, rest] if (rest := sentences.end()) else found
+    found = pieces_of(text, size)
     assert "".join(found) == text
     assert found == wanted
+
+
+FIRST_PIECES = [
+    (
+        "Of course I can tell you, Ada, that Paris has two million people. And Rome, which is older, has three.",
+        [
+            "Of course I can tell you, ",
+            "Ada, that Paris has two million people. ",
+            "And Rome, which is older, has three.",
+        ],
+    ),
+    ("Of course I can tell you, Ada. And more of it, whenever you like to hear it, and how.", None),
+    (
+        "In some 1,000,000 years, which is a very long time indeed, nobody will be here to answer that.",
+        ["In some 1,000,000 years, "],
+    ),
+    ("Yes, no, or perhaps - I do not know what to say about a question like that one.", ["Yes, no, or perhaps - "]),
+    ("This is quite a long sentence but it is written in one go and has no place to breathe at all.", None),
+]
+
+
+@pytest.mark.parametrize(("text", "wanted"), FIRST_PIECES)
+@pytest.mark.parametrize("size", [1, 7, 10_000])
+def test_a_long_first_sentence_is_begun_before_it_is_whole(text: str, wanted: list[str] | None, size: int) -> None:
+    found = pieces_of(text, size, hurry=True)
+    assert "".join(found) == text
+    patient = pieces_of(text, size)
+    if wanted is None:
+        assert found == patient
+    else:
+        assert found[: len(wanted)] == wanted
+        assert found[0] + found[1] == patient[0]
 
 
 # -- what was heard --

@@ -46,8 +46,9 @@ class SpokenAnswer:
             self._flush()
             self._put(piece)
             return
+        sentences = self._sentences.get(piece.message_id) or Sentences(hurry=not self.written)
+        self._sentences[piece.message_id] = sentences
         self.written[piece.message_id] = self.written.get(piece.message_id, "") + piece.text
-        sentences = self._sentences.setdefault(piece.message_id, Sentences())
         for sentence in sentences.feed(piece.text):
             self._put(TextPiece(piece.message_id, sentence))
         if piece.done:
