@@ -16,6 +16,8 @@ from benchmarks.report import as_json, as_svg
 from benchmarks.results import Result, Samples
 from benchmarks.scenarios import SCENARIOS, Scenario
 from benchmarks.speech import FIRST_WORD, Speech, in_http_chunks, in_writes, speech_of
+from benchmarks.voice import STEPS
+from benchmarks.voice import as_svg as as_voice_svg
 from tests.fakes.live_server import live
 
 pytestmark = pytest.mark.anyio
@@ -179,3 +181,16 @@ async def provider() -> AsyncIterator[str]:
     server = await asyncio.get_running_loop().create_server(FakeProvider, "127.0.0.1", 0)
     async with server:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
+def test_the_picture_of_a_voice_shows_every_step() -> None:
+    figures = {
+        f"{name}: {step}, ms (median)": 100.0 * (1 + at)
+        for name in ("server VAD", "semantic VAD", "committed by the client")
+        for at, step in enumerate(STEPS)
+    }
+    drawn = ElementTree.fromstring(as_voice_svg(figures))
+    bars = [float(one.attrib["width"]) for one in drawn.iter() if one.attrib.get("height") == "20"]
+    assert len(bars) == 3 * len(STEPS)
+    assert min(bars) == max(bars)
+    assert "400" in [one.text for one in drawn.iter()]
