@@ -6,6 +6,7 @@ from typing import Any
 import orjson
 
 from domain.audio import Segment, Transcript
+from domain.text import clean_text
 from domain.usage import Usage
 
 UNDETERMINED = "und"  # a language that nobody told (ISO 639-3)
@@ -113,12 +114,12 @@ def _tokens(usage: Usage | None) -> dict[str, Any] | None:
 
 def _shown(transcript: Transcript) -> list[Segment]:
     """Cues need words."""
-    return [one for one in transcript.segments if one.text.strip()]
+    return [one for one in transcript.segments if clean_text(one.text).strip()]
 
 
 def _cue(segment: Segment) -> str:
     """On one line: an empty line would end the cue, and an arrow would begin another."""
-    said = " ".join(segment.text.split()).replace("-->", "→")
+    said = " ".join(clean_text(segment.text).split()).replace("-->", "→")
     return f"{segment.speaker}: {said}" if segment.speaker else said
 
 
