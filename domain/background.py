@@ -237,10 +237,14 @@ class Pause:
 class HandOver:
     """A run that somebody waited for, and that waits for a human now: from its checkpoint it goes on in the background.
 
-    `request` is what `RunParameters` read; `first_index` and `synced` as in `RunBegun`.
+    `request` is what `RunParameters` read; `messages` join the session now, for they were heard; `first_index` and
+    `synced` as in `RunBegun`.
     """
 
     pause: Pause
+    session_id: str
+    owner_id: str
+    messages: list[NewMessage]
     request: dict[str, Any]
     time_limit: float
     may_resume: bool

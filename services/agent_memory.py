@@ -30,7 +30,8 @@ class Past:
         last_seq: of what it has told; `laws` have heard all of it.
         cut: ids of messages that had begun and are said anew.
         dropped: calls of tools that had begun and are called anew, under other ids.
-        brought: messages that earlier attempts have made.
+        brought: messages that earlier attempts have made, and that are not in the record.
+        seen: ids of all that the graph remembers.
         rest: what is left to tell of messages that were made, and told in part, by their ids.
         untold: messages that were made, and of which nothing was told.
         unpaid: messages whose model call is in no event, and so in no account.
@@ -45,6 +46,7 @@ class Past:
     cut: list[str] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
     brought: list[BaseMessage] = field(default_factory=list)
+    seen: set[str] = field(default_factory=set)
     rest: dict[str, str] = field(default_factory=dict)
     untold: list[BaseMessage] = field(default_factory=list)
     unpaid: list[AIMessage] = field(default_factory=list)
@@ -73,40 +75,55 @@ def all_texts(told: list[Envelope]) -> list[str]:
 
 
 def recall(
-    past: Past, told: list[Envelope], snapshot: StateSnapshot, known: set[str | None], answers: Mapping[str, Any]
+    past: Past,
+    told: list[Envelope],
+    snapshot: StateSnapshot,
+    known: set[str | None],
+    asked: set[str | None],
+    answers: Mapping[str, Any],
 ) -> Command[Any] | None:
     """Complete `past` from the checkpoint, and say what the graph is to be given to go on.
 
     Args:
         known: ids of the messages of the session that are in the record.
+        asked: ids of those that this run was asked, or has written already: what an earlier run left in the checkpoint
+            is before them.
         answers: of humans, by the id of the interrupt.
     """
     kept: list[BaseMessage] = [
         message for message in snapshot.values.get("messages", ()) if isinstance(message, BaseMessage)
     ]
-    past.brought = [message for message in kept if message.id not in known]
+    begins = next((place for place, message in enumerate(kept) if message.id in asked), None)
+    own = [message for message in kept if message.id not in known] if begins is None else kept[begins:]
+    past.brought = [message for message in own if message.id not in known]
     ids = {message.id for message in kept}
+    past.seen = {message.id for message in kept if message.id is not None}
     past.cut = [message_id for message_id in all_texts(told) if message_id not in ids]
-    _find_untold(past, told)
+    own = [message for message in own if isinstance(message, AIMessage | ToolMessage)]
+    _find_untold(past, told, own)
     asked = {call["id"] for message in kept if isinstance(message, AIMessage) for call in message.tool_calls}
     past.dropped = [call_id for call_id in past.laws.open_tools if call_id not in asked]  # who was answered is told so
-    last = next((message for message in reversed(past.brought) if isinstance(message, AIMessage)), None)
+    last = next((message for message in reversed(own) if isinstance(message, AIMessage)), None)
     past.output = "" if last is None else str(last.text)
     decided = {one.id: answers[one.id] for one in snapshot.interrupts if one.id in answers}
     return Command(resume=decided) if decided else None
 
 
-def _find_untold(past: Past, told: list[Envelope]) -> None:
-    """What the checkpoint has and the events have not: a process died between the two."""
+def _find_untold(past: Past, told: list[Envelope], own: list[BaseMessage]) -> None:
+    """What the checkpoint has and the events have not: a process died between the two.
+
+    Args:
+        own: messages that this run has made.
+    """
     texts: dict[str, str] = {}
     for one in told:
         if isinstance(one.event, TextDelta):
             texts[one.event.message_id] = texts.get(one.event.message_id, "") + one.event.text
     started = {one.event.call_id for one in told if isinstance(one.event, ToolStarted)}
     finished = {one.event.call_id for one in told if isinstance(one.event, ToolFinished)}
-    answers = [message for message in past.brought if isinstance(message, AIMessage)]
+    answers = [message for message in own if isinstance(message, AIMessage)]
     unpaid = len(answers) - len(past.calls)
-    for message in past.brought:
+    for message in own:
         if isinstance(message, ToolMessage):
             if message.tool_call_id not in finished:
                 past.untold.append(message)

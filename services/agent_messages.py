@@ -118,6 +118,11 @@ def from_records(stored: Sequence[RawMessage], answers: Iterable[str] = ()) -> l
     return whole
 
 
+def ids_of(stored: Iterable[RawMessage]) -> set[str | None]:
+    """The ids of all of them, of those too that are no part of a conversation any more (nothing of them was heard)."""
+    return {(raw.message_data.get("data") or {}).get("id") for raw in stored if raw.format == "langchain"}
+
+
 def _from_record(raw: RawMessage) -> list[BaseMessage]:
     if raw.format == "langchain":
         try:
@@ -169,12 +174,14 @@ def messages_in(update: Any) -> Iterator[BaseMessage]:
 
 def plain(value: Any, depth: int = 0) -> Any:
     """`value` as plain JSON data; what is not becomes its text, and what is deeper than 100 levels "…"."""
-    if value is None or isinstance(value, str | int | float | bool):
+    if isinstance(value, str):
+        return clean_text(value)
+    if value is None or isinstance(value, int | float | bool):
         return value
     if depth > _MAX_DEPTH:
         return "…"
     if isinstance(value, dict):
-        return {str(key): plain(one, depth + 1) for key, one in value.items()}
+        return {clean_text(str(key)): plain(one, depth + 1) for key, one in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [plain(one, depth + 1) for one in value]
     if isinstance(value, datetime | UUID):

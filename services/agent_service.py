@@ -39,7 +39,7 @@ from domain.sessions import RawMessage, Session
 from graphs.builder import NoChatModel
 from graphs.checkpointing import FIRST_INDEX, RUN_ID, Checkpoints, remembers_more
 from services.agent_memory import all_texts, past_of, recall
-from services.agent_messages import from_records, new_message_id, question_of, to_langchain, to_record
+from services.agent_messages import from_records, ids_of, new_message_id, question_of, to_langchain, to_record
 from services.agent_registry import AgentRegistry, RegisteredAgent
 from services.agent_stream import Paused, RunStream
 from services.llm_service import LLMService
@@ -215,7 +215,7 @@ class AgentService:
             config["metadata"] |= {FIRST_INDEX: book.begun.first_index, RUN_ID: book.run_id}
         limit = self.limit_of(agent)
         if over_to is not None:
-            book.keeper = self._keeper(over_to, book, agent, request, limit, len(asked))
+            book.keeper = self._keeper(over_to, book, agent, request, limit, len(asked), caller.user_id)
         run = RunStream(
             compiled.graph,
             [*earlier, *asked],
@@ -287,16 +287,17 @@ class AgentService:
         conversation: list[BaseMessage] = []
         if mark is None or past is None:
             later = await self.stored(session_id, book.begun.first_index - 1)
-            asked = from_records([raw for raw in later if raw.run_id == run.id])
+            asked = from_records([raw for raw in later if raw.run_id == run.id][: wish.asked])
             obeyed = [SystemMessage(wish.instructions, id=new_message_id())] if wish.instructions else []
             conversation = [*obeyed, *await self._earlier(agent, book.begun, compiled.checkpointed, asked), *asked]
             given = {**(wish.state or {}), "messages": conversation}
             if past is not None:
                 past.cut, past.dropped = all_texts(told), list(past.laws.open_tools)
         else:
-            known = {message.id for message in from_records(await self.stored(session_id, -1))}
+            stored = await self.stored(session_id, -1)
+            own = ids_of(raw for raw in stored if raw.run_id == run.id)
             snapshot = await compiled.graph.aget_state(config)
-            given = recall(past, told, snapshot, known, answers)
+            given = recall(past, told, snapshot, ids_of(stored), own, answers)
             await book.went_on_from(mark)
         return RunStream(
             compiled.graph,
@@ -326,13 +327,12 @@ class AgentService:
         request: CompletionRequest,
         limit: float,
         asked: int,
+        owner_id: str,
     ) -> Callable[[RunStream, Paused], Awaitable[bool]]:
         """What an attached run does that comes to wait for a human: it becomes a background run."""
         begun = time.monotonic()
 
         async def keep(run: RunStream, paused: Paused) -> bool:
-            if not book.checkpointed:
-                await self._checkpoints.keep(book.run_id)
             now, spent = datetime.now(UTC), time.monotonic() - begun
             wish = RunParameters(
                 temperature=request.temperature,
@@ -342,6 +342,9 @@ class AgentService:
             )
             one = HandOver(
                 pause=Pause(book.run_id, 1, RunStatus.WAITING, now, spent, approvals=list(paused.approvals)),
+                session_id=book.session_id,
+                owner_id=owner_id,
+                messages=[to_record(message, now) for message in run.brought.values()],
                 request=wish.model_dump(mode="json", exclude_none=True),
                 time_limit=limit,
                 may_resume=agent.spec.background.resume,
@@ -350,6 +353,8 @@ class AgentService:
             )
             taken = False
             try:
+                if not book.checkpointed:
+                    await self._checkpoints.keep(book.run_id)
                 taken = await over_to.take_over(one, book.batch_of(run, 1))
             finally:
                 if taken:

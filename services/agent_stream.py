@@ -177,7 +177,7 @@ class RunStream:
         self._waiter: asyncio.Future[None] | None = None
         self._room = asyncio.Event()
         self._spoken: set[str] = set()  # ids of messages whose text our models told us
-        self._seen: set[str] = {message.id for message in messages if message.id}
+        self._seen: set[str] = {message.id for message in messages if message.id} | (past.seen if past else set())
         self._output = past.output if past else ""
         self._finish = FinishReason.STOP
         for call in past.calls if past else ():

@@ -2,39 +2,54 @@
 that each form wants for an answer. Pure."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from domain.text import clean_text
 from services.agent_messages import to_json
 
 _MOST_CHARS = 1_000  # of a question: nobody listens longer
-_MOST_VALUE = 200  # characters of one argument that is read out
+_MOST_ARGUMENTS = 64_000  # characters of JSON that a screen is sent
+_MOST_READ = 10_000  # characters of a text, to find out that it is too long
+_MOST_NAME = 200  # characters
 #: Where payloads have their question, the most telling first.
 _QUESTIONS = ("question", "prompt", "message", "description", "text", "title")
 
 
-def question_in(payload: Any) -> str:
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A question in words. `whole`: everything that is asked for is in it, so that a spoken yes is one to all of it."""
+
+    text: str
+    whole: bool = True
+
+
+def question_in(payload: Any) -> Asked:
     """The question that a payload of `interrupt` asks, in words; one is made where it has none."""
-    if isinstance(payload, str) and payload.strip():
+    if isinstance(payload, str):
         return _short(payload)
     if isinstance(payload, Mapping):
         calls = _calls_in(payload)
         if calls:
-            return _short(" ".join(map(_asked_for, calls)))
+            return _all_of(calls)
         for name in _QUESTIONS:
-            if payload.get(name) not in (None, ""):
-                return _short(str(payload[name]))
-        if payload:
-            return _short(f"May I go on with {_told(payload)}?")
-    return "May I go on?" if payload is None or payload in ({}, "") else _short(to_json(payload))
+            if payload.get(name) is not None and (text := _one_breath(str(payload[name]))):
+                return _short(text)
+        told = _told({name: value for name, value in payload.items() if _one_breath(str(value))})
+        return _short(f"May I go on with {told}?" if told else "")
+    return _short("" if payload is None else to_json(payload))
 
 
 def call_in(payload: Any) -> tuple[str, str]:
-    """The name and the arguments (JSON) of what is asked for; else `interrupt` and the payload."""
+    """The name and the arguments (JSON) of what is asked for, else `interrupt` and the payload; too much is named."""
     calls = _calls_in(payload) if isinstance(payload, Mapping) else []
+    name, asked = "interrupt", payload
     if len(calls) == 1:
-        return str(calls[0].get("name") or "interrupt"), to_json(calls[0].get("args") or {})
-    return "interrupt", to_json(payload)
+        name, asked = str(calls[0].get("name") or name)[:_MOST_NAME], calls[0].get("args") or {}
+    arguments = to_json(asked)
+    if len(arguments) > _MOST_ARGUMENTS:
+        arguments = to_json({"truncated": True, "characters": len(arguments)})
+    return name, arguments
 
 
 def wants_words(payload: Any) -> bool:
@@ -75,11 +90,30 @@ def _told(values: Mapping[str, Any]) -> str:
     parts = []
     for name, value in values.items():
         text = value if isinstance(value, str) else to_json(value)
-        parts.append(f"{str(name).replace('_', ' ')}: {_short(text, _MOST_VALUE)}")
+        parts.append(f"{str(name).replace('_', ' ')}: {_one_breath(text)}")
     return ", ".join(parts)
 
 
-def _short(text: str, limit: int = _MOST_CHARS) -> str:
-    """In one breath."""
-    plain = " ".join(clean_text(text[: limit * 4]).split())
-    return plain if len(plain) <= limit else plain[:limit].rsplit(" ", 1)[0] + " …"
+def _all_of(calls: list[Mapping[str, Any]]) -> Asked:
+    """As many as can be listened to, and how many more there are."""
+    questions = [_one_breath(_asked_for(call)) for call in calls]
+    told: list[str] = []
+    for question in questions:
+        if sum(map(len, told)) + len(question) > _MOST_CHARS:
+            break
+        told.append(question)
+    left = len(questions) - len(told)
+    if not told:
+        return _short(questions[0])
+    return Asked(" ".join([*told, f"And {left} more."] if left else told), whole=not left)
+
+
+def _one_breath(text: str) -> str:
+    return " ".join(clean_text(text[:_MOST_READ]).split())
+
+
+def _short(text: str) -> Asked:
+    plain = _one_breath(text) or "May I go on?"
+    if len(plain) <= _MOST_CHARS:
+        return Asked(plain)
+    return Asked(plain[:_MOST_CHARS].rsplit(" ", 1)[0] + " …", whole=False)

@@ -29,7 +29,7 @@ from domain.errors import Conflict, RateLimited, RouteurError, Unavailable
 from domain.events import Envelope
 from domain.messages import Message
 from domain.ports import Also, RecordStore, RunBacklog, RunQueue, RunSignals, SignalKind
-from domain.runs import ACTIVE, Run, RunFilter, RunInfo
+from domain.runs import ACTIVE, HOLDING, Run, RunFilter, RunInfo
 from domain.sessions import RawMessage
 from domain.text import one_line
 from services.agent_messages import asked_again, question_of, to_json, to_langchain, to_record
@@ -230,14 +230,16 @@ class BackgroundService:
         """Keep a run that somebody waited for, and that waits for a human now (`agent_service.TakesOver`)."""
         return await self._backlog.hand_over(one, batch)
 
-    async def waiting_in(self, session_id: str, caller: Principal) -> tuple[Run, list[Approval]] | None:
-        """The caller's run that waits in that session, and its open questions; None: none waits."""
-        wanted = RunFilter(caller.user_id, session_id=session_id, statuses=frozenset({RunStatus.WAITING}))
+    async def going_on_in(self, session_id: str, caller: Principal) -> tuple[Run, list[Approval]] | None:
+        """The caller's background run that has that session, and its open questions; None: none has."""
+        wanted = RunFilter(caller.user_id, session_id=session_id, statuses=ACTIVE)
         async with self._store.reading() as work:
-            found = await work.runs.find_runs(wanted, limit=1)
+            found = [run for run in await work.runs.find_runs(wanted) if run.background]
         if not found:
             return None
-        return found[0], [one for one in await self._backlog.approvals(found[0].id) if one.status == "pending"]
+        run = next((one for one in found if one.status in HOLDING), found[-1])
+        asked = await self._backlog.approvals(run.id) if run.status is RunStatus.WAITING else []
+        return run, [one for one in asked if one.status == "pending"]
 
     def follow(self, run_id: str, after: int, heartbeat: float) -> AsyncGenerator[list[Envelope] | Gap]:
         """What a run tells after that event; as `RunEvents.follow`."""

@@ -283,8 +283,8 @@ class RealtimeService:
         return RealtimeConversation(config, terms, Outbox(self.settings.outbox_kb * 1_000), calls, waiting)
 
     async def _waiting(self, session_id: str, agent: str, caller: Principal) -> WaitingRun | None:
-        """A run of the session that waits for somebody's word, from whatever door it came."""
-        found = None if self._background is None else await self._background.waiting_in(session_id, caller)
+        """A background run of the session, from whatever door it came: it waits for somebody's word, or is at work."""
+        found = None if self._background is None else await self._background.going_on_in(session_id, caller)
         if self._background is None or found is None or found[0].agent != agent:
             return None
         run, asked = found
@@ -308,14 +308,13 @@ class RealtimeService:
                     param="model",
                 )
             given = checked(TranscriptionParameters, ticket.secret.session)
-        target = target_of(self._default_model())
         config = self._ears_only(f"sess_{uuid7().hex}", given)
         config.expires(min(time.time() + self.settings.total_seconds, ticket.expires_at))
 
         async def history() -> Sequence[WireMessage]:
             return []
 
-        answers = Answers(target, ticket.caller, self._agents, self._direct, None)
+        answers = Answers(target_of(self._default_model()), ticket.caller, self._agents, self._direct, None)
         terms = Terms(ticket.caller, answers, history, describe, self.voice)
         return RealtimeConversation(config, terms, Outbox(self.settings.outbox_kb * 1_000))
 

@@ -329,11 +329,21 @@ class Book:
         """Somebody waits for it: it does not stop before its end, unless it is taken over."""
         if self.keeper is None:
             return False
+        taking = asyncio.ensure_future(self.keeper(run, paused))
         try:
-            return await self.keeper(run, paused)
+            return await asyncio.shield(taking)
+        except asyncio.CancelledError:  # who leaves now does not stop the writing, and is told what came of it
+            await asyncio.wait({taking})
+            if not taking.cancelled() and taking.exception() is None and taking.result():
+                run.paused = paused
+            raise
         except RouteurError as error:
             run.error = error
-            return False
+        except Exception as error:
+            logger.exception("a run could not be handed over", extra={"run_id": self.run_id})
+            run.error = InternalError()
+            run.error.__cause__ = error
+        return False
 
     def batch_of(self, run: RunStream, attempt: int) -> EventBatch:
         """Everything that a run has told which has written nothing yet."""

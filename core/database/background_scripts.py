@@ -319,6 +319,8 @@ def hand_over(codec: Codec, one: HandOver, batch: EventBatch) -> Script[bool]:
     }
     if not changed((yield _HAND_OVER, values)):
         return False
+    if one.messages:
+        yield from append_to(codec, one.session_id, one.owner_id, one.messages, one.pause.run_id, one.pause.at)
     return (yield from pause(codec, one.pause, batch))
 
 

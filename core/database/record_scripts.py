@@ -127,8 +127,10 @@ _AFTER = (
     " synced = CASE WHEN :synced = 1 THEN message_count + :count ELSE synced END"
     " WHERE id = :session_id RETURNING message_count - :count"
 )
-_RENEW = "UPDATE runs SET lease_until = :lease WHERE id = :id"
-_RENEW_DRAFT = "UPDATE runs SET lease_until = :lease, draft = :draft WHERE id = :id"
+#: Whoever renews may not know yet that it has become a background run: one that waits has no lease.
+_ATTACHED = " AND status IN ('cancelling', 'running') AND NOT background"
+_RENEW = "UPDATE runs SET lease_until = :lease WHERE id = :id" + _ATTACHED
+_RENEW_DRAFT = "UPDATE runs SET lease_until = :lease, draft = :draft WHERE id = :id" + _ATTACHED
 _HELD = (
     "SELECT id, session_id, draft, model, worker, lease_until, background, status, may_resume, crashes FROM runs"
     f" WHERE status IN ({_HOLDING})"

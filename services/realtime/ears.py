@@ -87,6 +87,9 @@ class Ears:
                 continue
             if self._hearing is None and not buffer.detects:
                 self._follow()
+            if self._speaking is None:  # nobody tells turns: it begins with its first sound
+                self._speaking = item_id()
+                self._began(self._speaking, False)
             if self._hearing is not None:
                 self._hearing.feed(buffer.fresh())
 
@@ -94,8 +97,6 @@ class Ears:
         """The turn is over: it becomes an item, and its words follow; `answer`: and then the response."""
         sound = self._ears().take(until_ms)
         new_id, self._speaking = self._speaking or item_id(), None
-        if until_ms is None:  # nobody told when it began
-            self._began(new_id, False)
         hearing, self._hearing = self._hearing, None
         part: Event = {"type": "input_audio", "transcript": None}
         head = {"id": new_id, "object": "realtime.item", "type": "message", "status": "completed"}

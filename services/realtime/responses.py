@@ -71,6 +71,7 @@ class Responses:
         self._owed = False  # a turn waits for the answer that is being given
         self._rules = ""  # what an agent was told to obey
         self._waiting = waiting
+        self._settled: set[str] = set()  # ids of approvals that were answered
         self._watch: asyncio.Task[None] | None = None  # over the run that waits
 
     @property
@@ -137,7 +138,8 @@ class Responses:
         """
         if self._config.transcribes:
             raise InvalidRequest("This session only transcribes: nobody answers in it.", code="unsupported_event")
-        if self._active is not None and self._active.unasked and asked == ResponseParameters():
+        wanted = asked == ResponseParameters() and not self._line.items.unheard()
+        if self._active is not None and self._active.unasked and wanted:
             self._active.unasked = False  # it is the one that is wanted
             return
         if self._active is not None:
@@ -284,15 +286,15 @@ class Responses:
             failure.__cause__ = error
             outcome = Outcome("failed", error=self._line.failure(failure))
         self._active = None
+        if active.answer is not None and (waiting := active.answer.ended.waiting) is not None:
+            waiting.told = outcome.status == "completed"
+            if waiting is not self._waiting:
+                self.wait(waiting)
         active.events.finished(outcome)
         self._line.tell({"type": "rate_limits.updated", "rate_limits": []})
         if active.spoken is not None and outcome.status == "cancelled" and not active.alone:
             for record_id, said in active.spoken.unsaid.items():
                 await self._line.cut_record(record_id, said.rstrip())
-        if active.answer is not None and (waiting := active.answer.ended.waiting) is not None:
-            waiting.told = outcome.status == "completed"
-            if waiting is not self._waiting:
-                self.wait(waiting)
         self.answer_owed()
 
     def answer_owed(self) -> None:
@@ -307,6 +309,8 @@ class Responses:
 
     def wait(self, waiting: WaitingRun | None) -> None:
         """A run waits for somebody's word from now on; None: none does any more."""
+        if self._waiting is not None:
+            self._settled |= self._waiting.closed
         self._waiting = waiting
         if self._watch is not None and self._watch is not asyncio.current_task():
             self._watch.cancel()
@@ -328,11 +332,15 @@ class Responses:
         new_id = reply.id or item_id()
         item = Item(new_id, {**reply.model_dump(exclude_none=True), "id": new_id}, heard=True)
         try:
+            if reply.approval_request_id in self._settled:
+                raise Conflict(
+                    "This approval has been answered.", code="approval_answered", param="item.approval_request_id"
+                )
             if self._waiting is None:
                 raise NotFound("No approval is open.", code="approval_not_found", param="item.approval_request_id")
             before = self._line.items.create(item, after)  # what is wrong with it is found before anything is approved
             try:
-                await self._waiting.answer(reply.approval_request_id, approved=reply.approve, reason=reply.reason)
+                await self._waiting.click(reply.approval_request_id, approved=reply.approve, reason=reply.reason)
             except RouteurError:
                 self._line.items.remove(item)
                 raise

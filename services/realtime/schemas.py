@@ -424,6 +424,9 @@ def checked(schema: type[Sent], given: Any, where: str = "") -> Sent:
     match first["type"]:
         case "missing":
             code, said = "missing_required_parameter", f"Missing required parameter: '{param}'."
+        case "union_tag_not_found":
+            param = f"{param}.type" if param else "type"
+            code, said = "missing_required_parameter", f"Missing required parameter: '{param}'."
         case "extra_forbidden":
             code, said = "unknown_parameter", f"Unknown parameter: '{param}'."
         case kind:

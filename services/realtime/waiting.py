@@ -11,7 +11,7 @@ from typing import Protocol
 from domain.auth import Principal
 from domain.background import ApprovalAnswer, AskedApproval, RunState
 from domain.enums import FinishReason
-from domain.errors import Conflict, ErrorKind, NotFound, RouteurError, Unavailable, UpstreamTimeout
+from domain.errors import Conflict, ErrorKind, InvalidRequest, NotFound, RouteurError, Unavailable, UpstreamTimeout
 from domain.events import (
     AgentEvent,
     ApprovalRequested,
@@ -34,8 +34,9 @@ logger = logging.getLogger(__name__)
 
 _HEARTBEAT = 15.0  # seconds of silence after which a follower looks up
 _MOST_REASON = 4_000  # characters: of `ApprovalAnswer.reason`
-_REQUEST = "item.approval_request_id"
+_REQUEST, _REASON = "item.approval_request_id", "item.reason"
 _UNCLEAR = "I need a yes or a no. "
+_TOO_MUCH = "That is more than I can read out: say no, or answer on the screen. "
 
 
 class House(Protocol):
@@ -84,6 +85,7 @@ class WaitingRun:
     Attributes:
         told: the question that is open was told to its end. Only what is said after that can answer it.
         open: what was asked and is not answered; the first is the one that is spoken of.
+        closed: ids of what was answered.
     """
 
     def __init__(
@@ -99,7 +101,7 @@ class WaitingRun:
         self._asked_as = ""
         self._replies: set[str] = set()
         self._said: list[str] = []
-        self._closed: set[str] = set()
+        self.closed: set[str] = set()
         self._turn = asyncio.Lock()
 
     def asks(self) -> list[AskPiece]:
@@ -113,7 +115,7 @@ class WaitingRun:
     def question(self, before: str = "") -> TextPiece:
         """What is asked now, for the ear."""
         self._asked_as = asking_id()
-        return TextPiece(self._asked_as, before + question_in(self.open[0].payload), done=True)
+        return TextPiece(self._asked_as, before + question_in(self.open[0].payload).text, done=True)
 
     def cut_short(self, message_id: str) -> None:
         """Not all of that message was heard: if it is the question, whatever was said since is no answer to it."""
@@ -137,18 +139,30 @@ class WaitingRun:
         """
         if not self.open:
             return self._rest()
-        self._said += [words for item_id, words in said if item_id not in self._replies]
         words = " ".join(words for item_id, words in said if item_id in self._replies).strip()
-        if not words:
-            return HouseAnswer(self, self.question())
-        self._said.append(words)
-        asked = self.open[0]
+        everything = [*self._said, *(words for _, words in said if words.strip())]
+        asked, again = self.open[0], self._why_again(words)
+        if again is not None:
+            self._said = everything
+            return HouseAnswer(self, self.question(again))
         as_text = wants_words(asked.payload)
-        approved = True if as_text else decision_in(words)
-        if approved is None:
-            return HouseAnswer(self, self.question(_UNCLEAR))
-        await self.answer(asked.id, approved=approved, reason=" ".join(self._said), value=words if as_text else None)
+        approved = as_text or decision_in(words, question_in(asked.payload).text) is True
+        value = words if as_text else None
+        await self.answer(asked.id, approved=approved, reason=" ".join(everything), value=value)
         return HouseAnswer(self, self.question()) if self.open else self._rest()
+
+    def _why_again(self, words: str) -> str | None:
+        """What is said before the question is asked again; None: it has been answered."""
+        payload = self.open[0].payload
+        if not words:
+            return ""
+        if wants_words(payload):
+            return None
+        question = question_in(payload)
+        approved = decision_in(words, question.text)
+        if approved is None:
+            return _UNCLEAR
+        return _TOO_MUCH if approved and not question.whole else None
 
     async def answer(self, approval_id: str, *, approved: bool, reason: str | None, value: str | None = None) -> None:
         """Answer one question, once.
@@ -156,7 +170,12 @@ class WaitingRun:
         Raises:
             NotFound: it was not asked.
             Conflict: it is answered, or the run waits no more.
+            InvalidRequest: it wants words.
         """
+        if value is None and approved and self._wants_words(approval_id):
+            raise InvalidRequest(
+                "It wants words for an answer: put them into reason.", code="words_needed", param=_REASON
+            )
         given = ApprovalAnswer(
             approval_id=approval_id,
             decision="approve" if approved else "reject",
@@ -164,7 +183,7 @@ class WaitingRun:
             reason=None if reason is None else clean_text(reason)[:_MOST_REASON],
         )
         async with self._turn:  # who was first is answered first
-            if approval_id in self._closed:
+            if approval_id in self.closed:
                 raise Conflict("This approval has been answered.", code="approval_answered", param=_REQUEST)
             if approval_id not in [one.id for one in self.open]:
                 raise NotFound("No such approval is open.", code="approval_not_found", param=_REQUEST)
@@ -175,16 +194,24 @@ class WaitingRun:
                 raise
             self._close(approval_id)
 
+    async def click(self, approval_id: str, *, approved: bool, reason: str | None) -> None:
+        """Answer by its id; where words are wanted, `reason` are the words. Raises as `answer`."""
+        value = reason if approved and self._wants_words(approval_id) else None
+        await self.answer(approval_id, approved=approved, reason=reason, value=value or None)
+
     async def resumed(self) -> None:
         """Return when the run does not wait any more, whoever has seen to it."""
-        async with aclosing(self._house.follow(self.run_id, self._after, _HEARTBEAT)) as told:
+        async with aclosing(_told(self._house, self.run_id, self._after)) as told:
             async for some in told:
                 if some:
                     self.open.clear()
                     return
 
+    def _wants_words(self, approval_id: str) -> bool:
+        return any(one.id == approval_id and wants_words(one.payload) for one in self.open)
+
     def _close(self, approval_id: str) -> None:
-        self._closed.add(approval_id)
+        self.closed.add(approval_id)
         if self.open and self.open[0].id == approval_id:
             self.told = False
             self._said.clear()
@@ -240,7 +267,7 @@ class FollowedAnswer:
     async def pieces(self) -> AsyncGenerator[list[Piece]]:
         """As `Answer.pieces`."""
         self.ended.error = Unavailable("The server is restarting; come back with the session.", code="restarting")
-        async with aclosing(self._house.follow(self.run_id, self._after, _HEARTBEAT)) as told:
+        async with aclosing(_told(self._house, self.run_id, self._after)) as told:
             async for some in told:
                 if isinstance(some, tuple):  # trimmed away: what follows is told
                     continue
@@ -294,3 +321,18 @@ def _ends_badly(after: Sequence[Envelope]) -> bool:
         if not (isinstance(event, TextDelta) and event.done) and event.kind != "tool.finished":
             return False
     return False
+
+
+async def _told(house: House, run_id: str, after: int) -> AsyncGenerator[list[Envelope] | tuple[int, int]]:
+    """What a run tells after that; a database that is away for a moment is waited for."""
+    while True:
+        try:
+            async with aclosing(house.follow(run_id, after, _HEARTBEAT)) as told:
+                async for some in told:
+                    if isinstance(some, list) and some:
+                        after = some[-1].seq
+                    yield some
+            return
+        except Unavailable:
+            logger.warning("a run cannot be followed; tried again", extra={"run_id": run_id})
+        await asyncio.sleep(1)

@@ -302,7 +302,9 @@ async def test_an_attached_run_that_asks_waits_in_the_background_from_then_on(da
     def handed(run_id: str) -> HandOver:
         asked = [AskedApproval("a", {"question": "?"})]
         pause = Pause(run_id, 1, RunStatus.WAITING, datetime.now(UTC), 2.5, approvals=asked)
-        return HandOver(pause, {"max_tokens": 9}, 60.0, may_resume=True, first_index=0, synced=0)
+        heard = [said("I see.", "assistant")]
+        where = {"session_id": asking.session_id, "owner_id": "ada", "messages": heard}
+        return HandOver(pause, **where, request={}, time_limit=60.0, may_resume=True, first_index=0, synced=0)
 
     paid = {"calls": [CallCost("a/b", USAGE, 7)], "usage": USAGE, "all_calls": 1}
     assert await database.backlog.hand_over(handed(asking.id), batch(asking.id, 1, 4, **paid))
@@ -310,15 +312,19 @@ async def test_an_attached_run_that_asks_waits_in_the_background_from_then_on(da
     assert not await database.backlog.hand_over(handed(stopped.id), batch(stopped.id, 1, 4, **paid))
     assert not await database.backlog.approvals(stopped.id)
     late = datetime.now(UTC) + timedelta(days=9)
+    await database.records.renew(
+        {asking.id: "a draft", stopped.id: None}, datetime.now(UTC)
+    )  # by who has not heard yet
     recovered = await database.records.recover_runs(late, frozenset({asking.worker}), frozenset(), 5)
     assert recovered.lost == [stopped.id], "who waits has no worker that could die"
     answered = await database.backlog.answer(asking.id, "ada", "a", approved=True, answer=1, by="ada")
     assert answered is RunStatus.QUEUED
     (run,) = await database.backlog.claim("w2", MANY, LEASE)
     assert (run.id, run.attempt, run.spent, run.last_seq, run.time_limit) == (asking.id, 2, 2.5, 4, 60.0)
-    assert (run.request, run.may_resume, run.first_index) == ({"max_tokens": 9}, True, 0)
+    assert (run.request, run.may_resume, run.first_index) == ({}, True, 0)
     async with database.reading() as work:
-        assert len(await work.raw_messages.find_by_session_id(asking.session_id)) == len(asking.messages)
+        lines = await work.simple_messages.find_by_session_id(asking.session_id)
+    assert [line.content for line in lines][-1] == "I see.", "what was heard is part of the session"
 
 
 async def test_a_run_that_nobody_runs_is_cancelled_at_once(database: Database) -> None:

@@ -63,7 +63,7 @@ async def gone_on(told: list[AgentEvent], messages: list[BaseMessage]) -> list[A
         laws.admit(envelope.event)
     calls = [event for event in told if isinstance(event, UsageReported)]
     past = Past("crash", 2, len(story), laws, calls=calls)
-    given = recall(past, story, await compiled.aget_state(config), {"q"}, {})
+    given = recall(past, story, await compiled.aget_state(config), {"q"}, {"q"}, {})
     assert given is None, "the checkpoint knows what comes next"
     stream = RunStream(
         compiled, [], config, agent="a", model="m", limit=5, streams=False, run_id="r", given=given, past=past,
@@ -131,6 +131,6 @@ async def test_answers_are_handed_to_the_questions_they_answer() -> None:
     snapshot = await compiled.aget_state(config)
     past = Past("approval", 2, 0, EventLaws())
     asked = snapshot.interrupts[0].id
-    given = recall(past, [], snapshot, {"q"}, {asked: "yes", "another": "no"})
+    given = recall(past, [], snapshot, {"q"}, {"q"}, {asked: "yes", "another": "no"})
     assert isinstance(given, Command)
     assert given.resume == {asked: "yes"}

@@ -1,5 +1,6 @@
 """Questions as graphs ask them, and a yes or a no in what somebody says."""
 
+import unicodedata
 from typing import Any
 
 import pytest
@@ -29,13 +30,29 @@ QUESTIONS = [
 def test_a_payload_is_asked_in_words(payload: Any, question: str | None) -> None:
     if question is None:
         question = 'May I call send mail with to: Bob, cc: ["Eve"]? May I call stop?'
-    assert question_in(payload) == question
+    assert question_in(payload).text == question
 
 
 def test_nobody_is_asked_for_minutes() -> None:
     for payload in ("x" * 1_000_000, {"question": "y " * 500_000}, {"a": "b" * 100_000}, "\x00\ud800"):
-        assert 0 < len(question_in(payload)) <= 1_010
-        question_in(payload).encode()
+        asked = question_in(payload)
+        assert 0 < len(asked.text) <= 1_010
+        asked.text.encode()
+        assert asked.whole is (payload == "\x00\ud800")
+
+
+@pytest.mark.parametrize("payload", ["", " \n", "\x00", {"question": "  "}, {"question": "\x00", "title": ""}])
+def test_something_is_always_asked(payload: Any) -> None:
+    assert question_in(payload).text.endswith("?")
+
+
+def test_who_cannot_be_told_everything_is_told_how_much_is_left() -> None:
+    calls = [{"name": "pay", "args": {"to": f"number {place}", "note": "w" * 90}} for place in range(20)]
+    asked = question_in({"action_requests": calls})
+    told = asked.text.count("May I call pay")
+    assert asked.text.endswith(f"And {20 - told} more.")
+    assert not asked.whole
+    assert len(call_in({"question": "x" * 5_000_000})[1]) < 100
 
 
 def test_a_single_call_has_its_name_and_arguments() -> None:
@@ -60,10 +77,11 @@ def test_each_form_is_answered_in_its_own() -> None:
     [
         "Yes.", "yes please", "Okay, go ahead!", "No problem", "Um, yes", "That’s fine.", "Yes, send it to Bob",
         "I approve", "Well, I think yes", "Oui, d’accord", "Pas de problème", "Ja, bitte", "Sí, claro", "sim", "Sì",
+        "yes " * 30, "Yes, of course, thank you", "Okay, do it", "yes you can", "Yes, the mail",
     ],
 )  # fmt: skip
 def test_a_clear_yes_is_one(said: str) -> None:
-    assert decision_in(said) is True
+    assert decision_in(said, "May I send the mail to Bob?") is True
 
 
 @pytest.mark.parametrize(
@@ -78,9 +96,13 @@ def test_a_no_is_one(said: str) -> None:
     "said",
     [
         "", "…", "What is in it?", "Yes, but wait", "yes no", "I don't know", "Not sure", "The yes men are here",
-        "Yes if it is cheap", "oui mais pas maintenant", "Maybe", "yes " * 30, "si tu veux", "yesterday", "nothing",
-        "Send it", "ok\u200bno",
+        "Yes if it is cheap", "oui mais pas maintenant", "Maybe", "si tu veux", "yesterday", "nothing",
+        "Send it", "ok\u200bno", "Okay, refuse it", "Yes, reject it", "OK, I decline", "okay, denied", "Okay, nope",
+        "ja nee", "sim, não faça isso", "d'accord, jamais", "claro que nunca", "oui, pas ça", "yes, dont", "ok don`t",
+        "Okay. Stopp!", "Okay, forget it", "Okay, what is in it?", "Yes?", "Yes, I have a question", "Go on, explain",
+        "Do it tomorrow", "Correct the name to Robert", "Confirm the address with me", "Yes, send the letter to Bob",
+        "Yes, send the mail to Eve", "okay can you send the mail", unicodedata.normalize("NFD", "sim, não"),
     ],
 )  # fmt: skip
 def test_what_is_not_clear_is_neither(said: str) -> None:
-    assert decision_in(said) is None
+    assert decision_in(said, "May I send the mail to Bob?") is None

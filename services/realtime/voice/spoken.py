@@ -7,7 +7,7 @@ from contextlib import aclosing
 from domain.auth import Principal
 from services.realtime.audio_buffer import BYTES_PER_SECOND
 from services.realtime.outbox import Outbox
-from services.realtime.response import Piece, ResponseEvents, TextPiece
+from services.realtime.response import AskPiece, Piece, ResponseEvents, TextPiece
 from services.realtime.schemas import AudioFormat, OutputAudio
 from services.realtime.seams import Speaker
 from services.realtime.voice.sentences import Sentences
@@ -41,6 +41,8 @@ class SpokenAnswer:
     def add(self, piece: Piece) -> None:
         """One more piece, as it is written."""
         if self.hushed:
+            if isinstance(piece, AskPiece):  # not a sound, and it waits for an answer
+                self._events.add(piece)
             return
         if not isinstance(piece, TextPiece):
             self._flush()
@@ -88,6 +90,10 @@ class SpokenAnswer:
         """Not a sound more."""
         self.hushed = True
         self._task.cancel()
+        for piece in self._work:
+            if isinstance(piece, AskPiece):
+                self._events.add(piece)
+        self._work.clear()
 
     async def aclose(self) -> None:
         """Hush, and wait until nothing goes on any more."""

@@ -11,6 +11,16 @@ from graphs.builder import AgentGraph, GraphContext
 
 #: What was done, by what was asked: the tests look at it.
 done: list[str] = []
+#: What it asks in odd ways.
+ODD: dict[str, Any] = {
+    "blank": {"question": " \n"},
+    "giant": {"question": "May I?", "file": "x" * 4_100_000},
+    "surrogate": {"question": "a\ud800b?"},
+    "calls": {
+        "action_requests": [{"name": "pay", "args": {"to": f"number {one}", "why": "w" * 90}} for one in range(20)],
+        "review_configs": [],
+    },
+}
 #: Something slow is done when this is set.
 may_end = asyncio.Event()
 
@@ -66,6 +76,10 @@ async def act(state: dict[str, str]) -> dict[str, Any]:
     if what == "when":
         given = interrupt({"question": "When shall I send it?", "answer": "text"})
         return {"messages": [AIMessage(f"I shall send it {given}.")]}
+    if what in ODD:
+        interrupt(ODD[what])
+        done.append(what)
+        return {"messages": [AIMessage(f"I did the {what}.")]}
     if what == "tool":
         call = {
             "name": "send_mail",
