@@ -49,17 +49,22 @@ def as_svg(results: Sequence[Result], title: str) -> str:
     lowest = min((ratio.low for _, ratio in rows), default=1.0)
     scale = _Scale(min(1.0, lowest), max(2.0, highest))
     height = _TOP + _ROW * len(rows) + 30
-    parts = [
+    parts = svg_head(title, height)
+    parts += [_grid(scale, tick, height) for tick in scale.ticks()]
+    for number, (result, ratio) in enumerate(rows):
+        parts += _bar(scale, _TOP + number * _ROW, result, ratio)
+    return "\n".join([*parts, "</svg>\n"])
+
+
+def svg_head(title: str, height: int) -> list[str]:
+    """The beginning of a picture 860 pixels wide: white, with a title."""
+    return [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" role="img" '
         f'font-family="system-ui, sans-serif" font-size="12">',
         f"<title>{escape(title)}</title>",
         f'<rect width="{_WIDTH}" height="{height}" fill="#ffffff"/>',
         f'<text x="16" y="26" font-size="15" font-weight="600">{escape(title)}</text>',
     ]
-    parts += [_grid(scale, tick, height) for tick in scale.ticks()]
-    for number, (result, ratio) in enumerate(rows):
-        parts += _bar(scale, _TOP + number * _ROW, result, ratio)
-    return "\n".join([*parts, "</svg>\n"])
 
 
 class _Scale:

@@ -17,6 +17,7 @@ from xml.sax.saxutils import escape
 
 from websockets.asyncio.client import ClientConnection
 
+from benchmarks.report import svg_head
 from core.audio.resampling import resampler
 
 _PIECE = 1_920  # bytes: 40 ms
@@ -178,13 +179,7 @@ def as_svg(figures: Mapping[str, float]) -> str:
     longest = max(times[-1] for times in rows.values())
     height = _TOP + _ROW * len(rows) + 40
     title = "From the last sound of a question to the first of the answer, ms (median)"
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" role="img" '
-        f'font-family="system-ui, sans-serif" font-size="12">',
-        f"<title>{escape(title)}</title>",
-        f'<rect width="{_WIDTH}" height="{height}" fill="#ffffff"/>',
-        f'<text x="16" y="26" font-size="15" font-weight="600">{escape(title)}</text>',
-    ]
+    parts = svg_head(title, height)
     for number, (name, times) in enumerate(rows.items()):
         top = _TOP + number * _ROW
         parts.append(f'<text x="{_LEFT - 10}" y="{top + 15}" text-anchor="end">{escape(name)}</text>')

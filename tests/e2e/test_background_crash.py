@@ -15,7 +15,7 @@ from tests.fakes.fleet import ENDED, installed
 
 pytestmark = [pytest.mark.anyio, pytest.mark.e2e]
 
-AT_ONCE = {"embedded": "25", "procrastinate": "15"}  # so that there is a queue, and time to kill
+AT_ONCE = {"embedded": "25", "procrastinate": "8"}  # so that there is a queue, and time to kill where starting is slow
 RUNS, STEPS, SECONDS = 100, 5, 0.25
 GIVE_UP = 180.0  # seconds
 

@@ -19,6 +19,7 @@ from tests.integration.test_background_api import with_agents
 from tests.integration.test_realtime_approvals import (
     ASKER,
     ask,
+    at_work,
     code_of,
     done_things,
     requests_in,
@@ -171,12 +172,8 @@ async def test_a_new_question_is_not_taken_for_the_one_that_is_being_answered(pl
 
 
 async def test_who_comes_back_while_it_works_is_told_the_rest(place: House) -> None:
-    code_of(place).may_end.clear()
     async with talking(place, ASKER) as talk:
-        await ask(talk, "Please do something slow")
-        await talk.say("yes")
-        await talk.send("response.create")
-        await talk.until("response.created")
+        await at_work(place, talk)
         session = talk.session["id"]
     async with talking(place, session=session) as talk:
         code_of(place).may_end.set()

@@ -17,22 +17,10 @@ from tests.fakes.realtime import Socket, talking, user, words
 from tests.fakes.speech import need_speech
 from tests.fakes.voices import Microphone, heard_in, said, sound_of, transcript_of
 from tests.integration.test_background_api import PLACES, with_agents
+from tests.integration.test_realtime_text import TEXT_ORDER
 
 pytestmark = pytest.mark.anyio
 ASKER = "agent/asker"
-QUESTION_ORDER = [
-    "response.created",
-    "response.output_item.added",
-    "conversation.item.added",
-    "response.content_part.added",
-    "response.output_text.delta",
-    "response.output_text.done",
-    "response.content_part.done",
-    "conversation.item.done",
-    "response.output_item.done",
-    "response.done",
-    "rate_limits.updated",
-]
 
 
 @pytest.fixture(params=PLACES, ids="-".join, scope="module")
@@ -71,6 +59,15 @@ def requests_in(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
 async def ask(talk: Socket, text: str) -> list[dict[str, Any]]:
     await talk.say(text)
     return await talk.answer()
+
+
+async def at_work(house: House, talk: Socket) -> None:
+    """Something slow has been approved, and is being done until `may_end` is set."""
+    code_of(house).may_end.clear()
+    await ask(talk, "Please do something slow")
+    await talk.say("yes")
+    await talk.send("response.create")
+    await talk.until("response.created")
 
 
 async def run_of(house: House, session_id: str) -> dict[str, Any]:
@@ -126,7 +123,7 @@ async def test_what_is_neither_yes_nor_no_is_asked_again_and_approves_nothing(pl
         for unclear in ("What is in it?", "yes, but wait a moment", "I don't know"):
             again = await ask(talk, unclear)
             assert words(again) == "I need a yes or a no. May I send the mail?"
-            assert [event["type"] for event in again] == QUESTION_ORDER
+            assert [event["type"] for event in again] == TEXT_ORDER
         told = await ask(talk, "no")
         assert "What is in it? yes, but wait a moment I don't know no" in words(told)
         assert done_things(place) == []
@@ -304,10 +301,7 @@ async def test_a_cancelled_run_gives_the_conversation_back(place: House) -> None
 
 async def test_what_was_approved_can_be_cancelled_and_can_fail(place: House) -> None:
     async with talking(place, ASKER) as talk:
-        await ask(talk, "Please do something slow")
-        await talk.say("yes")
-        await talk.send("response.create")
-        await talk.until("response.created")
+        await at_work(place, talk)
         await talk.send("response.cancel")
         assert response(await talk.until("rate_limits.updated"))["status"] == "cancelled"
         await ask(talk, "Please make a fault")
@@ -319,12 +313,8 @@ async def test_what_was_approved_can_be_cancelled_and_can_fail(place: House) -> 
 
 
 async def test_what_was_approved_is_done_though_everybody_leaves(place: House) -> None:
-    code_of(place).may_end.clear()
     async with talking(place, ASKER) as talk:
-        await ask(talk, "Please do something slow")
-        await talk.say("yes")
-        await talk.send("response.create")
-        await talk.until("response.created")
+        await at_work(place, talk)
         run = await run_of(place, talk.session["id"])
     code_of(place).may_end.set()
     assert (await settled(place, run["run_id"], "completed"))["output"] == "That is all."
@@ -451,12 +441,8 @@ async def test_a_yes_to_a_question_that_was_not_heard_to_its_end_does_not_count(
 
 
 async def test_who_speaks_over_approved_work_stops_the_voice_and_not_the_work(spoken: House) -> None:
-    code_of(spoken).may_end.clear()
     async with talking(spoken, ASKER) as talk:
-        await ask(talk, "Please do something slow")
-        await talk.say("yes")
-        await talk.send("response.create")
-        await talk.until("response.created")
+        await at_work(spoken, talk)
         async with Microphone(talk) as microphone:
             await microphone.say(said("Please do nothing."))
             microphone.stay_on()
