@@ -287,7 +287,7 @@ class Responses:
             outcome = Outcome("failed", error=self._line.failure(failure))
         self._active = None
         if active.answer is not None and (waiting := active.answer.ended.waiting) is not None:
-            waiting.told = outcome.status == "completed"
+            waiting.was_told(whole=outcome.status == "completed")
             if waiting is not self._waiting:
                 self.wait(waiting)
         active.events.finished(outcome)

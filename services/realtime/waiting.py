@@ -98,7 +98,7 @@ class WaitingRun:
         self._caller = caller
         self._agent = agent
         self._after = after
-        self._asked_as = ""
+        self._asked_as = self._asked_for = ""  # the message that asks, and what for
         self._replies: set[str] = set()
         self._said: list[str] = []
         self.closed: set[str] = set()
@@ -114,8 +114,12 @@ class WaitingRun:
 
     def question(self, before: str = "") -> TextPiece:
         """What is asked now, for the ear."""
-        self._asked_as = asking_id()
+        self._asked_as, self._asked_for = asking_id(), self.open[0].id
         return TextPiece(self._asked_as, before + question_in(self.open[0].payload).text, done=True)
+
+    def was_told(self, *, whole: bool) -> None:
+        """The question has been told; by now another one may be open, which was not."""
+        self.told = whole and bool(self.open) and self.open[0].id == self._asked_for
 
     def cut_short(self, message_id: str) -> None:
         """Not all of that message was heard: if it is the question, whatever was said since is no answer to it."""
@@ -215,6 +219,7 @@ class WaitingRun:
         if self.open and self.open[0].id == approval_id:
             self.told = False
             self._said.clear()
+            self._replies.clear()  # what was said to this question is none to the next
         self.open = [one for one in self.open if one.id != approval_id]
 
     def _rest(self) -> "FollowedAnswer":
