@@ -10,7 +10,6 @@ from services.agent_messages import to_json
 
 _MOST_CHARS = 1_000  # of a question: nobody listens longer
 _MOST_ARGUMENTS = 64_000  # characters of JSON that a screen is sent
-_MOST_READ = 10_000  # characters of a text, to find out that it is too long
 _MOST_NAME = 200  # characters
 #: Where payloads have their question, the most telling first.
 _QUESTIONS = ("question", "prompt", "message", "description", "text", "title")
@@ -109,7 +108,7 @@ def _all_of(calls: list[Mapping[str, Any]]) -> Asked:
 
 
 def _one_breath(text: str) -> str:
-    return " ".join(clean_text(text[:_MOST_READ]).split())
+    return " ".join(clean_text(text).split())
 
 
 def _short(text: str) -> Asked:

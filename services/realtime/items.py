@@ -117,7 +117,10 @@ class Items:
             Conflict: its id is taken, or what comes after that place was answered already.
             InvalidRequest: there are too many, or it answers a call that nobody asked for.
         """
-        self.check_new(item)
+        if item.id in self._by_id:
+            raise Conflict(f"There is an item '{item.id}' already.", code="item_exists", param="item.id")
+        if len(self._order) >= MOST_ITEMS or self._size + _size_of(item.shown) > MOST_CHARS:
+            raise InvalidRequest("The conversation holds too much; delete items first.", code="conversation_full")
         shown = item.shown
         if shown["type"] == "function_call_output" and shown["call_id"] not in self.calls:
             raise NotFound(
@@ -136,16 +139,6 @@ class Items:
             )
         self._insert(place, item)
         return self._order[place - 1] if place else None
-
-    def check_new(self, item: Item) -> None:
-        """Raises:
-        Conflict: its id is taken.
-        InvalidRequest: there are too many.
-        """
-        if item.id in self._by_id:
-            raise Conflict(f"There is an item '{item.id}' already.", code="item_exists", param="item.id")
-        if len(self._order) >= MOST_ITEMS or self._size + _size_of(item.shown) > MOST_CHARS:
-            raise InvalidRequest("The conversation holds too much; delete items first.", code="conversation_full")
 
     def remove(self, item: Item) -> None:
         """Take it out."""

@@ -55,6 +55,17 @@ def test_who_cannot_be_told_everything_is_told_how_much_is_left() -> None:
     assert len(call_in({"question": "x" * 5_000_000})[1]) < 100
 
 
+@pytest.mark.parametrize("gap", [" " * 20_000, "\n" * 20_000])
+def test_nothing_hides_behind_a_gap(gap: str) -> None:
+    for payload in (
+        {"question": f"May I pay{gap}everything?"},
+        {"action_requests": [{"name": "pay", "args": {"a": f"1{gap}everything"}}]},
+    ):
+        asked = question_in(payload)
+        assert asked.whole
+        assert "everything?" in asked.text
+
+
 def test_a_single_call_has_its_name_and_arguments() -> None:
     assert call_in({"action_requests": [CALL]}) == ("send_mail", '{"to":"Bob","cc":["Eve"]}')
     assert call_in({"type": "tool_approval", **CALL})[0] == "send_mail"
