@@ -145,28 +145,26 @@ class WaitingRun:
             return self._rest()
         words = " ".join(words for item_id, words in said if item_id in self._replies).strip()
         everything = [*self._said, *(words for _, words in said if words.strip())]
-        asked, again = self.open[0], self._why_again(words)
-        if again is not None:
+        asked, understood = self.open[0], self._understood(words)
+        if isinstance(understood, str):
             self._said = everything
-            return HouseAnswer(self, self.question(again))
-        as_text = wants_words(asked.payload)
-        approved = as_text or decision_in(words, question_in(asked.payload).text) is True
-        value = words if as_text else None
-        await self.answer(asked.id, approved=approved, reason=" ".join(everything), value=value)
+            return HouseAnswer(self, self.question(understood))
+        value = words if wants_words(asked.payload) else None
+        await self.answer(asked.id, approved=understood, reason=" ".join(everything), value=value)
         return HouseAnswer(self, self.question()) if self.open else self._rest()
 
-    def _why_again(self, words: str) -> str | None:
-        """What is said before the question is asked again; None: it has been answered."""
+    def _understood(self, words: str) -> bool | str:
+        """The decision; or, where there is none, what is said before the question is asked again."""
         payload = self.open[0].payload
         if not words:
             return ""
         if wants_words(payload):
-            return None
+            return True
         question = question_in(payload)
         approved = decision_in(words, question.text)
         if approved is None:
             return _UNCLEAR
-        return _TOO_MUCH if approved and not question.whole else None
+        return _TOO_MUCH if approved and not question.whole else approved
 
     async def answer(self, approval_id: str, *, approved: bool, reason: str | None, value: str | None = None) -> None:
         """Answer one question, once.
